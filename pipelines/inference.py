@@ -1,0 +1,81 @@
+"""From a run folder and a volume to a label map: the one path that training, `predict` and the viewer share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Int, UInt8
+from peft import PeftModel
+from torch import nn
+
+from pipelines.recipes import Config, base_model, input_of
+from pipelines.transforms import Input, predict_volume
+from surm_seg import backbones
+from surm_seg.errors import BadInput, Corrupt
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's model, merged and ready, with what is needed to use it.
+
+    Args:
+        labels: organ names; label value = position + 1.
+        precision: float32 or bfloat16, as it was trained and scored.
+        facts: run.json.
+    """
+
+    model: nn.Module
+    input: Input
+    labels: tuple[str, ...]
+    precision: str
+    facts: dict[str, Any]
+
+    @torch.inference_mode()
+    def __call__(self, volume: Int[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z y x"]:
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return predict_volume(self.model, volume, self.input)
+
+
+def load_run(run: Path, device: str) -> Trained:
+    """Rebuild a run's backbone, check that it is the one the run froze, and merge its adapter.
+
+    Raises:
+        BadInput: not a finished run folder, or its backbone's weights are gone or changed.
+        Corrupt: its files are damaged.
+    """
+    try:
+        facts = json.loads((run / "run.json").read_text())
+        stored = yaml.safe_load((run / "config.yaml").read_text())
+    except OSError as error:
+        raise BadInput(
+            "no-run", f"{run} is not a run folder (it has no {Path(error.filename).name}); give --run RUN."
+        ) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise Corrupt("run-unreadable", f"The records of {run} are damaged: {error}.") from error
+    if not (run / "adapter" / "adapter_config.json").is_file():
+        raise BadInput("no-adapter", f"{run} has no finished adapter; let its training end, or resume it.")
+    config = Config.from_stored(stored)
+    backbone = backbones.make(config.backbone, **config.backbone_options)
+    labels = tuple(facts["labels"])
+    base = base_model(config, backbone, len(labels), stored["seed"])
+    if frozen_digest(base) != facts["base_sha256"]:
+        raise BadInput("other-backbone", f"The weights {config.weights!r} are not those that {run} was trained on.")
+    model = PeftModel.from_pretrained(base, str(run / "adapter")).merge_and_unload()
+    return Trained(model.to(device).eval(), input_of(config, backbone), labels, stored["precision"], facts)
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """SHA-256 over the names and bytes of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""Where published weights come from, and how a foreign checkpoint becomes safetensors, once."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from surm_seg.cases import file_digest
+from surm_seg.errors import BadInput
+
+
+def cache_folder() -> Path:
+    """SURM_CACHE, or surm-seg in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SURM_CACHE") or Path(base) / "surm-seg")
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a PyTorch checkpoint, which is converted once into the cache.
+
+    Checkpoints are read with weights_only=True: nothing in them is executed. Raises BadInput for anything else.
+    """
+    if not path.is_file():
+        raise BadInput("weights-missing", f"There is no weights file {path}; give --weights an existing file.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        converted = cache_folder() / f"{file_digest(path)}.safetensors"
+        if not converted.exists():
+            _convert(path, converted)
+        return load_file(converted)
+    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise BadInput(
+            "weights-unreadable", f"{path} holds no complete weights ({type(error).__name__}); fetch the file again."
+        ) from error
+
+
+def _convert(path: Path, converted: Path) -> None:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else {}
+    tensors = {name: value.contiguous() for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError("it holds no tensors")
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    partial = converted.with_suffix(f".{os.getpid()}.part")
+    try:
+        save_file(tensors, partial)
+        os.replace(partial, converted)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def published(url: str) -> Path:
+    """The cached copy of a published file, downloaded where there is a network; BadInput says where to put it else."""
+    path = cache_folder() / url.rsplit("/", 1)[1]
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response, partial.open("wb") as out:
+            while piece := response.read(1 << 20):
+                out.write(piece)
+        os.replace(partial, path)
+    except (urllib.error.URLError, OSError) as error:
+        raise BadInput(
+            "weights-download",
+            f"{url} cannot be downloaded ({error}); fetch it elsewhere and put it at {path}, or give --weights.",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,293 @@
+"""NIfTI-1 files, read with suspicion and written reproducibly.
+
+A damaged file is refused with a sentence, never turned into wrong voxels.
+nibabel understands the header; the bytes are read here, once, front to back, with every length taken from the header
+and the stream verified to its end, because a cut or flipped gzip otherwise decodes into plausible nonsense.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import logging
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+from xml.etree import ElementTree
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+
+from surm_seg.errors import BadInput
+
+MAX_VOXELS = 512 * 512 * 1500
+"""Default voxel budget: a 1.5 m whole-body CT at 1 mm."""
+
+MAX_EXTENSION_BYTES = 16 * 2**20
+"""Longest stretch accepted between header and voxels; real label tables take 13 kB."""
+
+SUFFIXES = (".nii.gz", ".nii")
+HEADER_BYTES = 348
+FIRST_VOXEL = 352  # header and the four bytes that announce extensions
+SLAB_BYTES = 8 * 2**20
+CHUNK_BYTES = 2**20
+
+# NIfTI-1 datatype code -> numpy type. Left out on purpose: RGB, complex, float128 and single bits.
+DATATYPES = {
+    2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
+}  # fmt: skip
+UNITS_UNKNOWN, UNITS_MM = 0, 2
+MAX_SHEAR = 1e-3  # cosine between two axes that are meant to be perpendicular
+SPACING_MM = (0.01, 100.0)  # outside this range a header is damaged or not in millimetres
+
+Refuse = Callable[[str, str], NoReturn]
+
+# nibabel reports what it repairs (qfac 0, negative pixdim) on standard error; a repair needs no reader.
+_SILENT = logging.Logger("surm_seg.nifti", level=logging.CRITICAL + 1)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the voxels of one file look like.
+
+    Args:
+        shape: (i, j, k), the first index varying fastest in the file.
+        dtype: stored type with its byte order.
+        offset: bytes before the first voxel.
+        scaling: (slope, intercept) to apply to the stored values, or None.
+        fields: the header as nibabel sees it after its own harmless repairs.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    offset: int
+    scaling: tuple[float, float] | None
+    fields: nib.Nifti1Header
+
+
+class NiftiFile:
+    """One open file: its header, and its voxels once, in file order. Made by `opened`."""
+
+    def __init__(self, path: Path, file: BinaryIO, max_voxels: int) -> None:
+        self.path = path
+        self._file = file
+        self._inflater = zlib.decompressobj(wbits=31) if path.name.lower().endswith(".gz") else None
+        self.header = _parse(self._read(HEADER_BYTES), path, max_voxels)
+        self.extensions = self._read(self.header.offset - HEADER_BYTES)
+
+    def slabs(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield (range of k, values of shape (i, j, len)): integers as stored, or float64 where scaled.
+
+        The stream is verified to its end after the last slab: use no voxel before the iteration has finished.
+        """
+        i, j, depth = self.header.shape
+        dtype, scaling = self.header.dtype, self.header.scaling
+        thickness = max(1, SLAB_BYTES // (i * j * dtype.itemsize))
+        for start in range(0, depth, thickness):
+            stop = min(start + thickness, depth)
+            raw = self._read(i * j * (stop - start) * dtype.itemsize)
+            values = np.frombuffer(raw, dtype).reshape((i, j, stop - start), order="F")
+            if scaling is not None:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    values = values.astype(np.float64) * scaling[0] + scaling[1]
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                self._refuse("non-finite-voxels", "holds NaN or infinite voxels; replace them (air is -1024 HU)")
+            yield slice(start, stop), values
+        if self._some(1):
+            self._refuse("trailing-data", "is longer than the voxels its header announces; export it again")
+        if self._inflater is not None and (self._inflater.unused_data or self._file.read(1)):
+            self._refuse("trailing-data", "has bytes after its gzip stream; unpack it and compress it again")
+
+    def _read(self, count: int) -> bytearray:
+        """Exactly `count` bytes."""
+        data = bytearray(count)
+        filled = 0
+        while filled < count:
+            some = self._some(min(count - filled, CHUNK_BYTES))
+            if not some:
+                self._refuse("truncated", "ends before its header and voxels do; copy or export it again")
+            data[filled : filled + len(some)] = some
+            filled += len(some)
+        return data
+
+    def _some(self, limit: int) -> bytes:
+        """Up to `limit` further bytes; nothing only at the verified end (zlib checks CRC and length there)."""
+        if self._inflater is None:
+            return self._file.read(limit)
+        while not self._inflater.eof:
+            chunk = self._inflater.unconsumed_tail or self._file.read(CHUNK_BYTES)
+            try:
+                data = self._inflater.decompress(chunk, limit)
+            except zlib.error:
+                self._refuse("damaged-gzip", "is not an intact gzip file; copy or export it again")
+            if data:
+                return data
+            if not chunk:
+                self._refuse("truncated", "is a gzip file that was cut short; copy or export it again")
+        return b""
+
+    def _refuse(self, code: str, what: str) -> NoReturn:
+        raise BadInput(code, f"{self.path} {what}.")
+
+
+@contextmanager
+def opened(path: Path, max_voxels: int = MAX_VOXELS) -> Iterator[NiftiFile]:
+    """Open a .nii or .nii.gz file and read its header; raises BadInput for anything that is not one."""
+    if not path.name.lower().endswith(SUFFIXES):
+        raise BadInput("not-nifti", f"{path} is not named .nii or .nii.gz; convert it to NIfTI.")
+    try:
+        # NONBLOCK: opening a FIFO must not hang. NOFOLLOW: a link could lead out of the folder the user named.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if path.is_symlink():
+            raise BadInput("not-a-file", f"{path} is a symbolic link; give the file itself.") from error
+        raise BadInput("unreadable", f"{path} cannot be opened ({error.strerror}); check name and rights.") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadInput("not-a-file", f"{path} is not a regular file; give a NIfTI file.")
+        if status.st_size == 0:
+            raise BadInput("empty-file", f"{path} is empty; copy or export it again.")
+        with open(descriptor, "rb", closefd=False) as file:
+            yield NiftiFile(path, file, max_voxels)
+    finally:
+        os.close(descriptor)
+
+
+def write(file: io.BufferedIOBase, header: nib.Nifti1Header, voxels: np.ndarray, *, packed: bool) -> None:
+    """Write a single-file NIfTI-1 image; the same content gives the same bytes.
+
+    Args:
+        header: of dtype uint8 and the voxels' shape.
+        voxels: 0..255 with axes (i, j, k).
+        packed: gzip it, with neither name nor time in the gzip header.
+    """
+    if packed:
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0, compresslevel=6) as inner:
+            return write(inner, header, voxels, packed=False)
+    header["vox_offset"] = FIRST_VOXEL
+    file.write(header.binaryblock + bytes(FIRST_VOXEL - HEADER_BYTES))
+    for k in range(voxels.shape[2]):
+        file.write(voxels[:, :, k].astype(np.uint8).tobytes(order="F"))
+
+
+def _parse(block: bytearray, path: Path, max_voxels: int) -> Header:
+    """The 348 header bytes, checked field by field; raises BadInput."""
+
+    def refuse(code: str, what: str) -> NoReturn:
+        raise BadInput(code, f"{path} {what}.")
+
+    raw = _fields(block, refuse)
+    if bytes(block[344:348]) != b"n+1\0":
+        refuse("bad-magic", "is not a single-file NIfTI-1 image (.hdr/.img pairs too must be converted to .nii.gz)")
+    rank, *extent = (int(n) for n in raw["dim"])
+    if not 1 <= rank <= 7 or min(extent[:rank]) < 1:
+        refuse("bad-dimensions", f"announces impossible dimensions {[rank, *extent]}; export it again")
+    shape = extent[:rank]
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) != 3:
+        refuse("not-3d", f"has {len(shape)} dimensions {tuple(shape)}; extract one 3D volume and give that")
+    i, j, k = shape
+    if i * j * k > max_voxels:
+        refuse("too-large", f"announces {i * j * k:,} voxels, over the limit of {max_voxels:,}; crop or resample it")
+    if int(raw["datatype"]) not in DATATYPES:
+        refuse("datatype", f"stores datatype {int(raw['datatype'])}; only 8 to 64 bit integers and floats can be read")
+    dtype = np.dtype(raw.endianness + DATATYPES[int(raw["datatype"])])
+    if int(raw["bitpix"]) != 8 * dtype.itemsize:
+        refuse("datatype", f"calls its {dtype.name} voxels {int(raw['bitpix'])} bit wide; export it again")
+    offset = float(raw["vox_offset"])
+    if not FIRST_VOXEL <= offset <= MAX_EXTENSION_BYTES or offset != int(offset):
+        refuse("bad-offset", f"places its voxels at byte {offset}, which cannot be; export it again")
+    scaling = _scaling(raw, dtype, refuse)
+    try:
+        raw.check_fix(logger=_SILENT)
+    except HeaderDataError:
+        refuse("bad-header", "has a header that contradicts itself; export it again")
+    _check_geometry(raw, refuse)
+    return Header((i, j, k), dtype, int(offset), scaling, raw)
+
+
+def _fields(block: bytearray, refuse: Refuse) -> nib.Nifti1Header:
+    """The header in its own byte order, which shows in the first field: the header's size."""
+    if struct.pack("<i", 540) == block[:4] or struct.pack(">i", 540) == block[:4]:
+        refuse("not-nifti", "is a NIfTI-2 file; convert it to NIfTI-1")
+    for order in "<>":
+        if struct.pack(f"{order}i", HEADER_BYTES) == block[:4]:
+            return nib.Nifti1Header(bytes(block), endianness=order, check=False)
+    refuse("not-nifti", "is not a NIfTI file (gzip files need the ending .nii.gz); convert it")
+
+
+def _scaling(raw: nib.Nifti1Header, dtype: np.dtype, refuse: Refuse) -> tuple[float, float] | None:
+    """NIfTI-1: a slope of 0 means unscaled, and so does NaN, as nibabel writes it."""
+    slope, inter = float(raw["scl_slope"]), float(raw["scl_inter"])
+    if slope == 0 or np.isnan(slope):
+        return None
+    largest = float(np.iinfo(dtype).max) if dtype.kind in "iu" else 1.0
+    if not abs(slope) * largest + abs(inter) <= float(np.finfo(np.float32).max):
+        refuse("bad-scaling", f"scales its voxels by {slope} and {inter}, beyond any number; export it again")
+    return None if (slope, inter) == (1.0, 0.0) else (slope, inter)
+
+
+def _check_geometry(raw: nib.Nifti1Header, refuse: Refuse) -> None:
+    """Accept only an affine that is a rotation, flips and a spacing in mm."""
+    if int(raw["xyzt_units"]) & 7 not in (UNITS_UNKNOWN, UNITS_MM):
+        refuse("units", "measures space in metres or microns; convert it to millimetres")
+    if not int(raw["sform_code"]) and not int(raw["qform_code"]):
+        refuse("no-orientation", "says nowhere how it lies in the patient (sform and qform code 0); export it again")
+    try:
+        affine = np.asarray(raw.get_best_affine(), np.float64)
+    except (HeaderDataError, ValueError):  # a quaternion longer than 1
+        affine = np.full((4, 4), np.nan)
+    if not np.isfinite(affine).all():
+        refuse("bad-affine", "has an affine that is not finite; export it again")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not ((spacing >= SPACING_MM[0]) & (spacing <= SPACING_MM[1])).all():
+        refuse("bad-spacing", f"has voxels of {spacing.tolist()} mm, which no CT has; mend its affine")
+    cosines = affine[:3, :3] / spacing
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > MAX_SHEAR:
+        refuse("shear", "has axes that are not perpendicular (gantry tilt?); resample it to an upright grid")
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """A label table declares no document type; without one there are no entities to expand or fetch."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
+        raise ElementTree.ParseError("document type")
+
+
+def label_table(file: NiftiFile) -> dict[int, str] | None:
+    """Class names by label value from a Caret label-table extension (as TotalSegmentator writes), None without one.
+
+    Raises BadInput where there is a table that cannot be read.
+    """
+    contents = _contents(bytes(file.extensions), file.header.fields.endianness)
+    text = next((content for content in contents if b"<LabelTable" in content), None)
+    if text is None:
+        return None
+    try:
+        root = ElementTree.fromstring(text.strip(b"\0 \r\n"), ElementTree.XMLParser(target=_NoDoctype()))
+        entries = [(int(label.attrib["Key"]), (label.text or "").strip()) for label in root.iter("Label")]
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise BadInput("label-table", f"{file.path} carries a class table that cannot be read; give one.") from error
+    if len(dict(entries)) != len(entries):
+        raise BadInput("label-table", f"{file.path} carries a class table that names a value twice; give one.")
+    return dict(entries)
+
+
+def _contents(extensions: bytes, order: str) -> Iterator[bytes]:
+    """The bodies of the extensions: four flag bytes, then (size, code, body) each, the size counting itself."""
+    position = 4
+    while position + 8 <= len(extensions) and extensions[0]:
+        size, _ = struct.unpack_from(f"{order}ii", extensions, position)
+        if size < 8:
+            return
+        yield extensions[position + 8 : position + size]
+        position += size

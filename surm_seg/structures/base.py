@@ -1,0 +1,99 @@
+"""The contract of a structured matrix: a linear map described by few generators."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surm_seg.errors import BadConfig
+
+Generators = dict[str, Tensor]
+"""Name -> values, in the shapes that `Structure.generators` lists."""
+
+_registry: dict[str, type[Structure]] = {}
+
+
+class Structure(ABC):
+    """A family of (out_features, in_features) matrices; knows shapes and arithmetic, and holds no values.
+
+    A subclass with a `name` registers itself. It states `generators`, `init`, `dense` and `project`; `matvec`,
+    `pullback` and `generator_grad` have general forms here, which a subclass replaces where it has cheaper ones.
+
+    Raises:
+        BadConfig: a size below 1, or options that do not fit the sizes.
+    """
+
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        if cls.name:
+            _registry[cls.name] = cls
+
+    def __init__(self, out_features: int, in_features: int) -> None:
+        if out_features < 1 or in_features < 1:
+            raise BadConfig(
+                "structure-size", f"{self.name} needs sizes of at least 1; got {out_features} x {in_features}."
+            )
+        self.out_features = out_features
+        self.in_features = in_features
+
+    @property
+    @abstractmethod
+    def generators(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every trainable generator."""
+
+    @abstractmethod
+    def init(self) -> Generators:
+        """Float32 start values from torch's random state: `dense` is exactly 0 and its gradient is not."""
+
+    @abstractmethod
+    def dense(self, generators: Generators) -> Float[Tensor, "out in"]:
+        """The matrix; differentiable."""
+
+    @abstractmethod
+    def project(self, matrix: Float[Tensor, "out in"]) -> Generators:
+        """Generators of the member nearest to `matrix` in Frobenius norm."""
+
+    def matvec(self, generators: Generators, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """The matrix applied to each row of x; differentiable."""
+        return x @ self.dense(generators).to(x.dtype).mT
+
+    def pullback(self, generators: Generators, weight_grad: Float[Tensor, "out in"]) -> Generators:
+        """Gradient with respect to the dense matrix -> gradient with respect to the generators."""
+        leaves = {name: value.detach().requires_grad_() for name, value in generators.items()}
+        with torch.enable_grad():
+            matrix = self.dense(leaves)
+        grads = torch.autograd.grad(matrix, list(leaves.values()), weight_grad.to(matrix.dtype))
+        return dict(zip(leaves, grads, strict=True))
+
+    def generator_grad(
+        self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
+    ) -> Generators:
+        """Gradient of the generators where y = matvec(x) received grad_y; cost of one weight-gradient product."""
+        return self.pullback(generators, (grad_y.mT @ x).to(next(iter(generators.values())).dtype))
+
+    @property
+    def parameters(self) -> int:
+        """Number of trainable values."""
+        return sum(torch.Size(shape).numel() for shape in self.generators.values())
+
+
+def names() -> tuple[str, ...]:
+    """All registered structures, sorted."""
+    return tuple(sorted(_registry))
+
+
+def make(name: str, out_features: int, in_features: int, **options: Any) -> Structure:
+    """The structure called `name` at a size; raises BadConfig for an unknown name or option."""
+    if name not in _registry:
+        raise BadConfig("structure-name", f"There is no structure {name!r}; choose one of {', '.join(names())}.")
+    known = list(inspect.signature(_registry[name]).parameters)[2:]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise BadConfig("structure-option", f"{name} has no option {unknown}; it takes {known or 'none'}.")
+    return _registry[name](out_features, in_features, **options)

@@ -1,0 +1,93 @@
+"""Circulant matrices and grids of circulant blocks."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surm_seg.errors import BadConfig
+from surm_seg.structures.base import Generators, Structure
+
+TOKENS_PER_CHUNK = 256
+"""Tokens whose spectra are alive at once in `generator_grad`; keeps them in the processor's cache (measured)."""
+
+
+class Circulant(Structure):
+    """C[i, j] = c[(i - j) mod b] in every b x b block; c is the first column (SURM, arXiv 2406.17740, section 3).
+
+    A rectangle is a grid of ceil(out / b) x ceil(in / b) blocks whose last row and column are cropped. Parameters:
+    one per block and diagonal. Products cost O(b log b) per block and token by FFT.
+
+    Args:
+        block: side b of the blocks, 1 <= b <= max(out, in); default min(out, in).
+    """
+
+    name = "circulant"
+
+    def __init__(self, out_features: int, in_features: int, block: int | None = None) -> None:
+        super().__init__(out_features, in_features)
+        self.block = min(out_features, in_features) if block is None else block
+        if not 1 <= self.block <= max(out_features, in_features):
+            raise BadConfig(
+                "structure-option", f"circulant block {block} does not fit a {out_features} x {in_features} matrix."
+            )
+        self.rows = -(-out_features // self.block)
+        self.columns = -(-in_features // self.block)
+
+    @property
+    def generators(self) -> dict[str, tuple[int, ...]]:
+        return {"c": (self.rows, self.columns, self.block)}
+
+    def init(self) -> Generators:
+        return {"c": torch.zeros(self.generators["c"])}
+
+    def dense(self, generators: Generators) -> Float[Tensor, "out in"]:
+        reverse = generators["c"].flip(-1)
+        # Row i of a block is the reversed first column, rotated: windows of the doubled vector, last window first.
+        windows = torch.cat([reverse, reverse], -1)[..., : 2 * self.block - 1].unfold(-1, self.block, 1)
+        grid = windows.flip(-2).transpose(1, 2).reshape(self.rows * self.block, self.columns * self.block)
+        return grid[: self.out_features, : self.in_features]
+
+    def matvec(self, generators: Generators, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        c = generators["c"]
+        dtype = torch.promote_types(torch.promote_types(x.dtype, c.dtype), torch.float32)  # torch.fft has no bfloat16
+        spectrum = self._spectrum(x.to(dtype), self.columns)
+        product = torch.einsum("pqf,...qf->...pf", torch.fft.rfft(c.to(dtype)), spectrum)
+        y = torch.fft.irfft(product, n=self.block).flatten(-2)
+        return y[..., : self.out_features].to(x.dtype)
+
+    def project(self, matrix: Float[Tensor, "out in"]) -> Generators:
+        return {"c": self._diagonal_sums(matrix) / self._diagonal_sums(torch.ones_like(matrix)).clamp(min=1)}
+
+    def pullback(self, generators: Generators, weight_grad: Float[Tensor, "out in"]) -> Generators:
+        return {"c": self._diagonal_sums(weight_grad)}
+
+    def generator_grad(
+        self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
+    ) -> Generators:
+        if not x.shape[0]:
+            return {"c": torch.zeros_like(generators["c"])}
+        dtype = generators["c"].dtype
+        total = torch.zeros((), dtype=dtype, device=x.device)
+        for chunk, grad in zip(x.split(TOKENS_PER_CHUNK), grad_y.split(TOKENS_PER_CHUNK), strict=True):
+            inputs = self._spectrum(chunk.to(dtype), self.columns).conj()
+            outputs = self._spectrum(grad.to(dtype), self.rows)
+            total = total + torch.einsum("tpf,tqf->pqf", outputs, inputs)
+        return {"c": torch.fft.irfft(total, n=self.block)}
+
+    def _spectrum(self, x: Float[Tensor, "*batch features"], blocks: int) -> Tensor:
+        """(..., features) -> (..., blocks, b // 2 + 1), zero-padded to whole blocks."""
+        missing = blocks * self.block - x.shape[-1]
+        padded = torch.nn.functional.pad(x, (0, missing)) if missing else x
+        return torch.fft.rfft(padded.unflatten(-1, (blocks, self.block)))
+
+    def _diagonal_sums(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "rows columns block"]:
+        """Sum of each block over its wrapped diagonals i - j = k mod b, in order of k; cropped entries count as 0."""
+        p, q, b = self.rows, self.columns, self.block
+        padded = torch.nn.functional.pad(matrix, (0, q * b - self.in_features, 0, p * b - self.out_features))
+        blocks = padded.reshape(p, b, q, b).transpose(1, 2)
+        # In the doubled block (i, i + m) holds column (i + m) mod b: one strided view, summed over i.
+        doubled = torch.cat([blocks, blocks], -1).contiguous()
+        view = doubled.as_strided((p, q, b, b), (*doubled.stride()[:2], 2 * b + 1, 1))
+        return view.sum(2).flip(-1).roll(1, -1)

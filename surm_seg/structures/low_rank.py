@@ -1,0 +1,63 @@
+"""Low-rank matrices: LoRA, on the same contract and kernel as every other structure."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surm_seg.errors import BadConfig
+from surm_seg.structures.base import Generators, Structure
+
+
+class LowRank(Structure):
+    """(alpha / rank) B A, with A (rank, in) and B (out, rank) (LoRA, arXiv 2106.09685; rsLoRA, arXiv 2312.03732).
+
+    Args:
+        rank: 1 <= rank <= min(out, in).
+        alpha: default `rank`, which makes the factor 1.
+        rslora: divide alpha by sqrt(rank) instead of rank.
+    """
+
+    name = "low_rank"
+
+    def __init__(
+        self, out_features: int, in_features: int, rank: int = 8, alpha: int | float | None = None, rslora: bool = False
+    ) -> None:
+        super().__init__(out_features, in_features)
+        if not 1 <= rank <= min(out_features, in_features):
+            raise BadConfig(
+                "structure-option", f"low_rank rank {rank} is not in 1..min(out, in) of {out_features} x {in_features}."
+            )
+        self.rank = rank
+        self.factor = (rank if alpha is None else alpha) / (rank**0.5 if rslora else rank)
+        if self.factor == 0:
+            raise BadConfig("structure-option", "low_rank alpha 0 would switch the delta off for ever.")
+
+    @property
+    def generators(self) -> dict[str, tuple[int, ...]]:
+        return {"A": (self.rank, self.in_features), "B": (self.out_features, self.rank)}
+
+    def init(self) -> Generators:
+        A = torch.randn(self.rank, self.in_features) / self.in_features**0.5
+        return {"A": A, "B": torch.zeros(self.out_features, self.rank)}
+
+    def dense(self, generators: Generators) -> Float[Tensor, "out in"]:
+        return self.factor * (generators["B"] @ generators["A"])
+
+    def matvec(self, generators: Generators, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        A, B = (generators[name].to(x.dtype) for name in "AB")
+        return self.factor * ((x @ A.mT) @ B.mT)
+
+    def project(self, matrix: Float[Tensor, "out in"]) -> Generators:
+        U, S, V = torch.linalg.svd(matrix, full_matrices=False)
+        root = (S[: self.rank] / abs(self.factor)).sqrt()
+        sign = 1 if self.factor > 0 else -1
+        return {"A": root[:, None] * V[: self.rank], "B": sign * U[:, : self.rank] * root}
+
+    def generator_grad(
+        self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
+    ) -> Generators:
+        A, B = (generators[name].to(x.dtype) for name in "AB")
+        grads = {"A": (grad_y @ B).mT @ x, "B": grad_y.mT @ (x @ A.mT)}
+        return {name: self.factor * grad.to(generators[name].dtype) for name, grad in grads.items()}

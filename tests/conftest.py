@@ -1,0 +1,34 @@
+"""What several tests share: real NIfTI files on disk, and the real CT cases where they are mounted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def write_nifti() -> Callable[..., Path]:
+    """Write voxels (i, j, k) as NIfTI with an affine in mm (default: 2 mm, LPS), and return the path."""
+
+    def write(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(voxels, np.diag([-2.0, -2.0, 2.0, 1.0]) if affine is None else affine), path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real cases; the test is skipped where it is absent."""
+    folder = (REPOSITORY / os.environ.get("SURM_SHARED", "../shared") / "data").resolve()
+    if not folder.is_dir():
+        pytest.skip("no real cases here: set SURM_SHARED to the folder that holds data/ct-case-a")
+    return folder

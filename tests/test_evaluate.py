@@ -1,0 +1,239 @@
+"""The evaluate command, as users meet it: real files in, scores and an exit status out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from surm_seg import evaluate
+from surm_seg.errors import BadConfig
+from surm_seg.labels import SYNAPSE, LabelMap
+from surm_seg.report import score_pair, write_scores
+from surm_seg.volume import read_labels, write_labels
+
+Write = Callable[..., Path]
+
+AFFINE = np.diag([-1.5, -1.5, 4.0, 1.0])
+
+
+def labels_ijk(seed: int = 0) -> np.ndarray:
+    """Two organs with a ragged surface, axes (i, j, k)."""
+    rng = np.random.default_rng(seed)
+    voxels = np.zeros((16, 14, 8), np.uint8)
+    voxels[2:9, 3:10, 2:6], voxels[11:14, 4:9, 1:7] = 5, 7
+    return np.where(rng.random(voxels.shape) < 0.1, 0, voxels).astype(np.uint8)
+
+
+def run(prediction: Path, reference: Path, *options: str) -> int:
+    return evaluate.main(["--prediction", str(prediction), "--reference", str(reference), "--workers", "1", *options])
+
+
+def csv_rows(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "cases.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_is_scored_into_scores_beside_it(
+    write_nifti: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2):
+        write_nifti(tmp_path / "run" / "predictions" / f"img000{number}.nii.gz", labels_ijk(number), AFFINE)
+        write_nifti(tmp_path / "labels" / f"label000{number}.nii.gz", labels_ijk(9), AFFINE)
+    assert run(tmp_path / "run" / "predictions", tmp_path / "labels") == 0
+    out = capsys.readouterr().out
+    assert "liver" in out and "mean" in out and "2 of 2 cases scored" in out
+    summary = json.loads((tmp_path / "run" / "scores" / "summary.json").read_text())
+    assert set(summary["protocols"]) == {"recommended", "samed-2023"}
+    assert summary["organs"]["liver"]["dice"]["n"] == 2 and summary["organs"]["spleen"]["absent"] == 2
+    assert {row["case"] for row in csv_rows(tmp_path / "run" / "scores")} == {"img0001", "img0002"}
+
+
+def test_files_and_arrays_give_identical_rows(write_nifti: Write, tmp_path: Path) -> None:
+    prediction = write_nifti(tmp_path / "p" / "a.nii.gz", labels_ijk(1), AFFINE)
+    reference = write_nifti(tmp_path / "r.nii.gz", labels_ijk(2), AFFINE)
+    assert run(prediction, reference, "--output", str(tmp_path / "files")) == 0
+    ours, theirs = read_labels(prediction), read_labels(reference)
+    rows = score_pair(ours.lps(), theirs.lps(), SYNAPSE, theirs.grid.lps_spacing, "a")
+    write_scores(tmp_path / "arrays", rows)
+    for name in ("cases.csv", "summary.json"):
+        assert (tmp_path / "files" / name).read_bytes() == (tmp_path / "arrays" / name).read_bytes()
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+def test_more_threads_change_nothing(write_nifti: Write, tmp_path: Path, threads: str) -> None:
+    prediction = write_nifti(tmp_path / "p.nii.gz", labels_ijk(1))
+    reference = write_nifti(tmp_path / "r.nii.gz", labels_ijk(2))
+    assert run(prediction, reference, "--workers", threads, "--output", str(tmp_path / "s")) == 0
+    expected = score_pair(read_labels(prediction).lps(), read_labels(reference).lps(), SYNAPSE, (2.0, 2.0, 2.0), "p")
+    assert [float(row["dice"]) for row in csv_rows(tmp_path / "s") if row["dice"]] == [
+        row.score.dice for row in expected if row.score.dice is not None
+    ]
+
+
+def test_one_bad_case_never_stops_the_rest(
+    write_nifti: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "shifted", "cut"):
+        write_nifti(tmp_path / "r" / f"{name}.nii.gz", labels_ijk(), AFFINE)
+    write_nifti(tmp_path / "p" / "good.nii.gz", labels_ijk(), AFFINE)
+    moved = AFFINE.copy()
+    moved[0, 3] = 0.01
+    write_nifti(tmp_path / "p" / "shifted.nii.gz", labels_ijk(), moved)
+    cut = write_nifti(tmp_path / "p" / "cut.nii.gz", labels_ijk(), AFFINE)
+    cut.write_bytes(cut.read_bytes()[:-40])
+    assert run(tmp_path / "p", tmp_path / "r") == 5
+    captured = capsys.readouterr()
+    assert "error [grids-differ]: shifted" in captured.err and "error [truncated]: cut" in captured.err
+    assert "1 of 3 cases scored" in captured.out
+    assert {row["case"] for row in csv_rows(tmp_path / "scores")} == {"good"}
+
+
+def test_only_bad_cases_are_an_error_and_write_nothing(
+    write_nifti: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prediction = write_nifti(tmp_path / "p" / "a.nii", labels_ijk()[:-1], AFFINE)
+    reference = write_nifti(tmp_path / "r.nii", labels_ijk(), AFFINE)
+    assert run(prediction, reference) == 3
+    assert "--resample" in capsys.readouterr().err
+    assert not (tmp_path / "scores").exists()
+
+
+def test_resample_brings_a_finer_turned_prediction_back(write_nifti: Write, tmp_path: Path) -> None:
+    voxels = labels_ijk()
+    reference = write_nifti(tmp_path / "r.nii.gz", voxels, AFFINE)
+    # Every voxel divided into 3 x 1 x 1, then axes i and k swapped and i reversed: the same tissue on another grid.
+    fine = AFFINE @ np.diag([1 / 3, 1, 1, 1])
+    fine[:3, 3] -= fine[:3, 0]  # the middle one of three keeps the centre
+    turn = np.array([[0, 0, -1, 3 * 16 - 1], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])
+    turned = voxels.repeat(3, axis=0)[::-1].transpose(2, 1, 0)
+    prediction = write_nifti(tmp_path / "p" / "a.nii.gz", turned, fine @ turn)
+    assert run(prediction, reference) == 3
+    assert run(prediction, reference, "--resample") == 0
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert summary["overall"]["dice"]["mean"] == 1 and summary["overall"]["hd95_mm"]["mean"] == 0
+
+
+def test_dry_run_checks_and_writes_nothing(
+    write_nifti: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        write_nifti(tmp_path / "r" / f"{name}.nii.gz", labels_ijk(), AFFINE)
+    write_nifti(tmp_path / "p" / "a.nii.gz", labels_ijk(), AFFINE)
+    assert run(tmp_path / "p", tmp_path / "r", "--dry-run") == 0
+    assert "1 of 1 cases can be scored" in capsys.readouterr().out
+    write_nifti(tmp_path / "p" / "b.nii.gz", labels_ijk(), 2 * AFFINE)
+    assert run(tmp_path / "p", tmp_path / "r", "--dry-run") == 5
+    assert not (tmp_path / "scores").exists()
+
+
+def test_names_are_matched_and_never_guessed(tmp_path: Path) -> None:
+    names = {
+        "p": [
+            "img0001.nii.gz",
+            "case0002_seg.nii",
+            "liver_a_0000.nii.gz",
+            "case0004.nii.gz",
+            "0004_seg.nii.gz",
+            "x.nii",
+        ],
+        "r": [
+            "label0001.nii.gz",
+            "0002_gt.nii.gz",
+            "liver_a.nii.gz",
+            "label0004.nii.gz",
+            "y.nii",
+            "._0002.nii",
+            "y.txt",
+        ],
+    }
+    for folder, files in names.items():
+        (tmp_path / folder).mkdir()
+        for name in files:
+            (tmp_path / folder / name).touch()
+    pairs, left_over = evaluate.match(tmp_path / "p", tmp_path / "r")
+    assert {(pair.case, pair.prediction.name, pair.reference.name) for pair in pairs} == {
+        ("img0001", "img0001.nii.gz", "label0001.nii.gz"),
+        ("case0002_seg", "case0002_seg.nii", "0002_gt.nii.gz"),
+        ("liver_a_0000", "liver_a_0000.nii.gz", "liver_a.nii.gz"),
+    }
+    (ambiguous,) = [sentence for sentence in left_over if "ambiguous" in sentence]
+    assert all(name in ambiguous for name in ("case0004.nii.gz", "0004_seg.nii.gz", "label0004.nii.gz"))
+    assert sum("no counterpart" in sentence for sentence in left_over) == 2
+
+
+def test_no_match_is_an_error_that_names_files(
+    write_nifti: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nifti(tmp_path / "p" / "a.nii.gz", labels_ijk())
+    write_nifti(tmp_path / "r" / "b.nii.gz", labels_ijk())
+    assert run(tmp_path / "p", tmp_path / "r") == 3
+    err = capsys.readouterr().err
+    assert "none-matched" in err and "a.nii.gz" in err and "b.nii.gz" in err
+    assert run(tmp_path / "p", tmp_path / "nowhere") == 3
+
+
+def test_a_label_table_names_the_values(write_nifti: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voxels = np.where(labels_ijk() == 5, 300, labels_ijk().astype(np.int16))
+    prediction, reference = (write_nifti(tmp_path / f"{name}.nii", voxels) for name in "pr")
+    assert run(prediction, reference, "--output", str(tmp_path / "s")) == 3
+    assert "unknown-label" in capsys.readouterr().err
+    table = tmp_path / "table.yaml"
+    table.write_text("300: tumour\n7:\n")
+    assert run(prediction, reference, "--labels", str(table), "--output", str(tmp_path / "s")) == 0
+    assert {row["organ"] for row in csv_rows(tmp_path / "s")} == {"tumour"}
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--protocols", "[dice]"], "protocol"),
+        (["--nsd_tolerance", "-1"], "nsd-tolerance"),
+        (["--workers", "0"], "workers"),
+        (["--labels", "nowhere.yaml"], "label-table"),
+    ],
+)
+def test_options_that_cannot_work(
+    write_nifti: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: str
+) -> None:
+    prediction, reference = (write_nifti(tmp_path / f"{name}.nii", labels_ijk()) for name in "pr")
+    assert run(prediction, reference, *options) == 2
+    assert f"error [{code}]" in capsys.readouterr().err
+
+
+def test_prediction_and_reference_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([]) == 2
+    assert "--prediction" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["- liver\n", "liver: 1\n", "1: [liver]\n", "true: liver\n", "1:\n", "{"])
+def test_what_is_no_label_table(tmp_path: Path, text: str) -> None:
+    table = tmp_path / "table.yaml"
+    table.write_text(text)
+    with pytest.raises(BadConfig):
+        evaluate.label_table(str(table))
+
+
+# Values of the benchmark's organs in TotalSegmentator's two class tables.
+V1 = dict(spleen=1, right_kidney=2, left_kidney=3, gallbladder=4, liver=5, stomach=6, aorta=7, pancreas=10)
+V2 = V1 | dict(pancreas=7, aorta=52)
+
+
+def test_two_labellings_of_a_real_case(shared_data: Path, tmp_path: Path) -> None:
+    """Two TotalSegmentator versions on one CT agree as plain counting says, to 0.002."""
+    for name, file, values in (
+        ("p", "labels_total_v2_fast_117class.nii.gz", V2),
+        ("r", "labels_total_v1_104class.nii.gz", V1),
+    ):
+        volume = read_labels(shared_data / "ct-case-a" / file)
+        organs = {value: organ for organ, value in values.items()}
+        table = LabelMap(SYNAPSE, {value: organs.get(value) for value in range(1, 118)})
+        write_labels(tmp_path / f"{name}.nii.gz", table.apply(volume.voxels, file), volume.grid)
+    assert run(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz", "--output", str(tmp_path / "scores")) == 0
+    organs = json.loads((tmp_path / "scores" / "summary.json").read_text())["organs"]
+    expected = dict(liver=0.985, spleen=0.980, stomach=0.946, gallbladder=0.944, aorta=0.941, pancreas=0.809)
+    assert {organ: organs[organ]["dice"]["mean"] for organ in expected} == pytest.approx(expected, abs=0.002)

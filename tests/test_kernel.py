@@ -1,0 +1,85 @@
+"""One product with deltas equals the layer and its deltas done apart, forward and back."""
+
+import pytest
+import torch
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+import surm_seg.structures as family
+from surm_seg.kernel import Delta, GradMethod, structured_linear
+
+
+def placed(name: str, out_features: int, in_features: int, start: int, dtype: torch.dtype = torch.float64) -> Delta:
+    structure = family.make(name, out_features, in_features)
+    values = {
+        n: torch.randn(shape, dtype=dtype).mul_(0.1).requires_grad_() for n, shape in structure.generators.items()
+    }
+    return Delta(structure, values, 0.7, start, start + out_features)
+
+
+def apart(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, deltas: list[Delta]) -> torch.Tensor:
+    y = linear(x, weight, bias)
+    for d in deltas:
+        y[..., d.start : d.stop] += d.scale * linear(x, d.structure.dense(d.generators))
+    return y
+
+
+@pytest.mark.parametrize("method", ["auto", "structured", "gemm"])
+@pytest.mark.parametrize("name", family.names())
+def test_equals_the_sum_of_branches(name: str, method: GradMethod) -> None:
+    """Two deltas on q, one on v: several adapters add, k is untouched."""
+    weight, bias = torch.randn(48, 16, dtype=torch.float64), torch.randn(48, dtype=torch.float64)
+    deltas = [placed(name, 16, 16, 0), placed(name, 16, 16, 0), placed("low_rank", 16, 16, 32)]
+    leaves = [value for d in deltas for value in d.generators.values()]
+    x = torch.randn(2, 300, 16, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(2, 300, 48, dtype=torch.float64)
+    found, expected = structured_linear(x, weight, bias, deltas, method), apart(x, weight, bias, deltas)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(found[..., 16:32], linear(x, weight, bias)[..., 16:32])
+    ours, theirs = (torch.autograd.grad(y, [x, *leaves], grad) for y in (found, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_weight_and_bias_get_gradients_where_they_ask() -> None:
+    weight, bias = (
+        torch.randn(8, 8, dtype=torch.float64, requires_grad=True),
+        torch.randn(8, dtype=torch.float64, requires_grad=True),
+    )
+    deltas = [placed("circulant", 8, 8, 0)]
+    x = torch.randn(5, 8, dtype=torch.float64)
+    ours, theirs = (
+        torch.autograd.grad(f(x, weight, bias, deltas).square().sum(), [weight, bias])
+        for f in (structured_linear, apart)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", family.names())
+def test_under_autocast_with_backward_outside(name: str) -> None:
+    weight, bias = torch.randn(16, 16), torch.randn(16)
+    delta = placed(name, 16, 16, 0, torch.float32)
+    x = torch.randn(64, 16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = structured_linear(x, weight, bias, [delta])
+    assert y.dtype == torch.bfloat16
+    leaves = [x, *delta.generators.values()]
+    ours = torch.autograd.grad(y.float().sum(), leaves)
+    theirs = torch.autograd.grad(apart(x, weight, bias, [delta]).sum(), leaves)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() <= 0.02 * b.norm()
+
+
+def test_recomputed_by_gradient_checkpointing() -> None:
+    weight, bias, delta = torch.randn(8, 8), torch.randn(8), placed("circulant", 8, 8, 0, torch.float32)
+    x = torch.randn(5, 8, requires_grad=True)
+    leaves = [x, delta.generators["c"]]
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return structured_linear(x, weight, bias, [delta])
+
+    plain = torch.autograd.grad(layer(x).sum(), leaves)
+    again = torch.autograd.grad(checkpoint(layer, x, use_reentrant=False).sum(), leaves)  # pyright: ignore
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))

@@ -1,0 +1,49 @@
+"""Label tables: organs are matched by name, every value is accounted for, nothing is guessed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surm_seg.errors import BadConfig, BadInput
+from surm_seg.labels import SYNAPSE, LabelMap
+
+LABELS = LabelMap(("liver", "spleen"), {1: "spleen", 6: "liver", 9: None})
+
+
+def test_values_become_positions_of_their_organs() -> None:
+    raw = np.array([[0, 1], [6, 9]], np.int32)
+    np.testing.assert_array_equal(LABELS.apply(raw, "x.nii"), np.array([[0, 2], [1, 0]], np.uint8))
+    assert LABELS.apply(raw, "x.nii").dtype == np.uint8
+
+
+@pytest.mark.parametrize("value", [2, 7, 250, -1, 10**6])
+def test_a_value_outside_the_table_is_refused_with_the_file(value: int) -> None:
+    with pytest.raises(BadInput, match=r"x\.nii") as refused:
+        LABELS.apply(np.array([0, value]), "x.nii")
+    assert refused.value.code == "unknown-label"
+
+
+@given(st.permutations(range(1, 9)), st.sampled_from([np.uint8, np.int16, np.int32]))
+def test_the_order_of_raw_values_does_not_matter(values: list[int], kind: type) -> None:
+    table = LabelMap(SYNAPSE, dict(zip(values, SYNAPSE, strict=True)))
+    raw = np.array([0, *values], kind)
+    np.testing.assert_array_equal(table.apply(raw, "x"), np.arange(9))
+
+
+def test_two_values_may_be_one_organ() -> None:
+    table = LabelMap(("kidney",), {2: "kidney", 3: "kidney"})
+    np.testing.assert_array_equal(table.apply(np.array([0, 2, 3]), "x"), [0, 1, 1])
+
+
+@pytest.mark.parametrize("names", [(), ("a", "a"), tuple(f"organ{n}" for n in range(256))])
+def test_a_table_has_1_to_255_different_organs(names: tuple[str, ...]) -> None:
+    with pytest.raises(BadConfig):
+        LabelMap(names, {})
+
+
+def test_a_table_maps_only_to_its_own_organs() -> None:
+    with pytest.raises(BadConfig, match="liver"):
+        LabelMap(("spleen",), {1: "liver"})

@@ -1,0 +1,102 @@
+"""Predicting files: on the input's own grid whatever it is, and a bad case never stops the others."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pipelines.phantom import patient
+from surm_seg import predict, prepare, train
+from surm_seg.volume import Grid
+
+TEST_WORDS = ["--image_size", "64", "--precision", "float32", "--workers", "0", "--batch_size", "2", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict")
+    data = folder / "data"
+    assert prepare.main(["phantom", "--cases", "4", "--output", str(data), "--quiet"]) == 0
+    words = ["--data", str(data), "--validate_on", "none", "--score_on", "train", "--steps", "12", *TEST_WORDS]
+    assert train.main([*words, "--output", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("axcodes", ["LPS", "RAS", "SAR", "PIL"])
+def test_the_mask_lies_where_the_organ_lies_in_every_orientation(
+    run: Path, tmp_path: Path, axcodes: str, write_nifti: Callable[..., Path]
+) -> None:
+    """The same patient stored in another order gives the same millimetres, voxel for voxel."""
+    made = patient(77)
+    straight = write_nifti(tmp_path / "straight" / "a.nii.gz", made.image, made.affine)
+    image = nib.load(straight)
+    assert isinstance(image, nib.Nifti1Image)
+    transform = nib.orientations.ornt_transform(
+        nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axcodes)
+    )
+    turned = image.as_reoriented(transform)
+    write_nifti(tmp_path / "turned" / "a.nii.gz", np.asarray(turned.dataobj), turned.affine)
+    found = {}
+    for name in ("straight", "turned"):
+        assert (
+            predict.main(
+                ["--run", str(run), "--input", str(tmp_path / name), "--output", str(tmp_path / f"{name}-out")]
+            )
+            == 0
+        )
+        label = nib.load(tmp_path / f"{name}-out" / "a.nii.gz")
+        assert isinstance(label, nib.Nifti1Image)
+        assert np.array_equal(label.affine, nib.load(tmp_path / name / "a.nii.gz").affine)  # pyright: ignore
+        found[name] = Grid.from_header(label.shape, label.header).lps(np.asarray(label.dataobj))
+    assert np.array_equal(found["straight"], found["turned"]) and found["straight"].any()
+
+
+def test_a_bad_case_is_listed_and_the_others_are_done(
+    run: Path, tmp_path: Path, write_nifti: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nifti(tmp_path / "in" / "good.nii.gz", patient(78).image[:, :, :3])
+    (tmp_path / "in" / "bad.nii.gz").write_bytes(b"not a volume")
+    words = ["--run", str(run), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]
+    assert predict.main(words) == 5
+    assert "bad.nii.gz" in capsys.readouterr().err
+    assert (tmp_path / "out" / "good.nii.gz").exists() and not (tmp_path / "out" / "bad.nii.gz").exists()
+    cases = json.loads((tmp_path / "out" / "manifest.json").read_text())["cases"]
+    assert [("error" in case, "volumes_ml" in case) for case in cases] == [(True, False), (False, True)]
+    (tmp_path / "in" / "good.nii.gz").unlink()
+    assert predict.main(words) == 3
+
+
+def test_what_cannot_be_predicted_writes_nothing(
+    run: Path, tmp_path: Path, write_nifti: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = write_nifti(tmp_path / "in" / "a.nii.gz", patient(78).image[:, :, :2])
+    content = volume.read_bytes()
+    cases = [
+        (["--run", str(tmp_path), "--input", str(volume)], 3, "is not a run folder"),
+        (["--run", str(run), "--input", str(tmp_path / "absent")], 3, "There is no"),
+        (["--run", str(run), "--input", str(run)], 3, "holds no .nii"),
+        (["--run", str(run), "--input", str(volume), "--output", str(volume.parent)], 2, "where the inputs are"),
+    ]
+    for words, status, message in cases:
+        assert predict.main(["--output", str(tmp_path / "out"), *words]) == status
+        assert message in capsys.readouterr().err
+    assert (
+        predict.main(["--run", str(run), "--input", str(volume), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    )
+    assert volume.read_bytes() == content and not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_backbone_changed_is_refused(
+    run: Path, tmp_path: Path, write_nifti: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("weights: auto", "weights: random"))
+    volume = write_nifti(tmp_path / "a.nii.gz", patient(78).image[:, :, :2])
+    assert predict.main(["--run", str(copy), "--input", str(volume), "--output", str(tmp_path / "out")]) == 3
+    assert "are not those that" in capsys.readouterr().err

@@ -1,0 +1,235 @@
+"""The main job as a user runs it: prepare, train, predict, evaluate, on small generated patients."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import peft
+import pytest
+import torch
+import yaml
+
+from pipelines import segmentation
+from pipelines.phantom import UPPER_ABDOMEN, write
+from surm_seg import evaluate, predict, prepare, train
+from surm_seg.cases import Dataset
+from surm_seg.engine import EngineConfig, fit
+
+SMALL_WORLD = dataclasses.replace(
+    UPPER_ABDOMEN, grid=(48, 48), spacing_mm=(7.5, 8.5), slices=(10, 12), slice_mm=(12, 18)
+)
+FAST = ["--image_size", "64", "--batch_size", "4", "--precision", "float32", "--workers", "0", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    write(folder, range(500, 506), SMALL_WORLD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    split = folder / "split.yaml"
+    names = [f"case{i:04d}" for i in range(1, 7)]
+    # Ids 1..10 are the benchmark's; a split that keeps its test cases out of training is allowed.
+    split.write_text(yaml.safe_dump({"train": names[4:], "val": [], "test": names[:4]}))
+    output = folder / "prepared"
+    assert (
+        prepare.main([str(source), "--output", str(output), "--format", "synapse", "--split", str(split), "--quiet"])
+        == 0
+    )
+    return output
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    words = ["--data", str(data), "--output", str(folder), "--steps", "30", "--validate_on", "none", "--warmup", "5"]
+    assert train.main([*words, *FAST]) == 0
+    return folder
+
+
+def test_the_run_folder_says_everything(run: Path, data: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["structure"] == "circulant" and config["steps"] == 30 and config["image_size"] == 64
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["data_sha256"] == Dataset.open(data).digest and facts["versions"]["torch"] == torch.__version__
+    assert facts["parameters"]["encoder_adapter"] == 6 * 2 * 192
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 30
+    assert {path.name for path in run.iterdir()} == {
+        "config.yaml", "run.json", "metrics.jsonl", "tensorboard", "checkpoints", "adapter", "predictions", "scores"
+    }  # fmt: skip
+    card = (run / "adapter" / "README.md").read_text()
+    assert "import surm_seg" in card and "2,304" in card and "Research use only" in card
+
+
+def test_scores_are_in_the_schema(run: Path) -> None:
+    with (run / "scores" / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["case"] for row in rows} == {f"case{i:04d}" for i in range(1, 5)}
+    assert {row["run"] for row in rows} == {"run"} and {row["adapter"] for row in rows} == {"circulant"}
+    summary = json.loads((run / "scores" / "summary.json").read_text())
+    dice = [float(r["dice"]) for r in rows if r["protocol"] == "recommended" and r["organ"] == "liver"]
+    assert summary["organs"]["liver"]["dice"]["mean"] == pytest.approx(np.mean(dice))
+
+
+def test_only_deltas_and_decoder_move(data: Path, tmp_path: Path) -> None:
+    config = segmentation.Config(data=str(data), image_size=64, validate_on="none")
+    task = segmentation.create(config, seed=0)
+    before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    fit(task, EngineConfig(steps=3, precision="float32", workers=0, warmup=1), tmp_path, seed=0, device="cpu")
+    moved = {name for name, p in task.model.named_parameters() if not torch.equal(p, before[name])}
+    deltas = {name for name in moved if "surm_generators" in name}
+    assert len(deltas) == 12 and all("image_encoder" in name for name in deltas)
+    assert moved - deltas and all(".modules_to_save." in name for name in moved - deltas)
+
+
+def test_predict_on_the_nifti_and_evaluate_repeat_the_training_score(
+    run: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    volumes = tmp_path / "volumes"
+    volumes.mkdir()
+    for case in range(1, 5):
+        (volumes / f"img{case:04d}.nii.gz").write_bytes((source / "img" / f"img{case:04d}.nii.gz").read_bytes())
+    output = tmp_path / "predicted"
+    assert predict.main(["--run", str(run), "--input", str(volumes), "--output", str(output), "--device", "cpu"]) == 0
+    assert "liver" in capsys.readouterr().out
+    for case in range(1, 5):
+        found, image = nib.load(output / f"img{case:04d}.nii.gz"), nib.load(volumes / f"img{case:04d}.nii.gz")  # pyright: ignore
+        assert np.array_equal(found.affine, image.affine) and found.shape == image.shape  # pyright: ignore
+        kept = (run / "predictions" / f"case{case:04d}.nii.gz").read_bytes()
+        assert (output / f"img{case:04d}.nii.gz").read_bytes() == kept
+    reference = tmp_path / "reference"
+    _write_references(run, reference)
+    words = [
+        "--prediction",
+        str(output),
+        "--reference",
+        str(reference),
+        "--output",
+        str(tmp_path / "scores"),
+        "--quiet",
+    ]
+    assert evaluate.main(words) == 0
+    ours, theirs = (json.loads((f / "summary.json").read_text()) for f in (run / "scores", tmp_path / "scores"))
+    for organ, values in ours["organs"].items():
+        assert theirs["organs"][organ]["dice"]["mean"] == pytest.approx(values["dice"]["mean"], abs=1e-6)
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert len(manifest["cases"]) == 4 and manifest["cases"][0]["volumes_ml"]["liver"] >= 0
+    assert str(volumes) not in json.dumps(manifest)
+
+
+def _write_references(run: Path, folder: Path) -> None:
+    from surm_seg.volume import write_labels
+
+    dataset = Dataset.open(yaml.safe_load((run / "config.yaml").read_text())["data"])
+    folder.mkdir()
+    for case in dataset.split("test"):
+        label = case.label
+        assert label is not None
+        write_labels(folder / f"label{case.id.removeprefix('case')}.nii.gz", case.grid.restore(label), case.grid)
+
+
+def test_the_adapter_is_an_ordinary_peft_adapter(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    options = segmentation.Config(data=config["data"], image_size=64, validate_on="none")
+    backbone = segmentation.create(options, seed=0).backbone
+    torch.manual_seed(0)
+    base = backbone.build(8, 64, "auto")
+    model = peft.PeftModel.from_pretrained(base, str(run / "adapter")).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        logits = model(pixels)
+        merged = model.merge_and_unload()(pixels)  # pyright: ignore
+    torch.testing.assert_close(merged, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_resuming_a_finished_half_equals_the_whole(data: Path, tmp_path: Path) -> None:
+    words = ["--data", str(data), "--validate_on", "none", "--steps", "6", "--checkpoint_every", "3", *FAST]
+    assert train.main([*words, "--output", str(tmp_path / "whole")]) == 0
+    assert train.main([*words, "--output", str(tmp_path / "parts")]) == 0
+    newest = sorted((tmp_path / "parts" / "checkpoints").iterdir())[-1]
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()  # as if the process had died before step 6 was saved
+    assert train.main([*words, "--output", str(tmp_path / "parts"), "--resume"]) == 0
+    whole, parts = (f / "adapter" / "adapter_model.safetensors" for f in (tmp_path / "whole", tmp_path / "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+@pytest.mark.parametrize("backbone", ["vit", "sam_tiny"])
+def test_a_small_model_beats_all_background(data: Path, tmp_path: Path, backbone: str) -> None:
+    small = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+    vit = [f"--backbone_options={json.dumps(small)}", "--weights", "random"]
+    words = ["--data", str(data), "--validate_on", "none", "--backbone", backbone, "--steps", "60", *FAST]
+    assert train.main([*words, *(vit if backbone == "vit" else []), "--output", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "scores" / "summary.json").read_text())
+    assert summary["organs"]["liver"]["dice"]["mean"] > 0.1  # all background scores 0 on every organ
+
+
+BAD = {
+    "no data set": (["--data", "absent"], 3, "no prepared data set"),
+    "patch": (["--image_size", "100"], 2, "not a multiple of 16"),
+    "structure": (["--structure", "round"], 2, "no structure 'round'"),
+    "options": (["--structure_options", '{"rank": 3}'], 2, "no option"),
+    "role": (["--roles", "[q,z]"], 2, "no role 'z'"),
+    "weights": (["--weights", "absent.pth"], 3, "no weights file absent.pth"),
+    "backbone": (["--backbone", "resnet"], 2, "no backbone 'resnet'"),
+    "validation": (["--validate_on", "val"], 3, "no validation case"),
+    "device": (["--device", "cuda:7"], 4, "not here"),
+    "task": (["--task", "juggling"], 2, "no module pipelines.juggling"),
+    "recipe": (["--recipe", "cake"], 2, "--recipe cake is unknown"),
+    "resume": (["--resume"], 2, "no run to resume"),
+    "rate": (["--learning_rate", "-1"], 2, "must be positive"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words, status, message = BAD[name]
+    good = ["--data", str(data), "--output", "run", "--validate_on", "none", *FAST]
+    assert train.main([*good, *words]) == status
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_writes_nothing_and_says_the_plan(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in FAST if word != "--quiet"]
+    assert train.main(["--data", str(data), "--validate_on", "none", "--dry-run", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "2,304 encoder adapter" in shown and "nothing written" in shown
+    assert train.main(["--dry-run", *words]) == 0  # the phantom is not there yet: the plan of preparing it
+    assert "to be generated" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_never_overwritten_and_resumed_only_as_it_was(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    words = ["--data", str(data), "--output", str(run), "--validate_on", "none", "--warmup", "5", *FAST]
+    assert train.main([*words, "--steps", "30"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert train.main([*words, "--steps", "40", "--resume"]) == 2
+    assert "steps: 30 -> 40" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+
+
+def test_the_samed_recipe_is_the_published_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.main(["--recipe", "samed", "--learning_rate", "0.001", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["structure"] == "low_rank" and config["structure_options"] == {"rank": 4}
+    assert (config["image_size"], config["slice_size"], config["batch_size"], config["steps"]) == (512, 224, 24, 14_880)
+    assert config["learning_rate"] == 0.001 and config["dice_weight"] == 0.8

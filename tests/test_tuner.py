@@ -1,0 +1,195 @@
+"""The PEFT bridge: what PEFT users do with any adapter works with ours, to the bit where it can."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+
+import surm_seg.structures as family
+from surm_seg import SurmConfig
+from surm_seg.errors import BadConfig
+
+
+class Net(nn.Module):
+    """A fused qkv, an unfused Linear and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+        self.mix = nn.Linear(48, 20)
+        self.norm = nn.LayerNorm(20)
+        self.head = nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(torch.tanh(self.mix(torch.tanh(self.qkv(x))))))
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+X = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
+
+
+def on_q_and_v(structure: str = "circulant", **rest: Any) -> SurmConfig:
+    return SurmConfig(structure=structure, target_modules=["qkv"], parts=["q", "v"], **rest)
+
+
+def train(model: Any, steps: int = 5) -> None:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(X).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", family.names())
+def test_an_untrained_adapter_changes_nothing_and_a_trained_one_only_its_parts(net: Net, name: str) -> None:
+    before = copy.deepcopy(net.state_dict())
+    expected = net(X)
+    model = peft.get_peft_model(net, on_q_and_v(name))  # pyright: ignore
+    torch.testing.assert_close(model(X), expected)
+    train(model)
+    layer = model.base_model.model.qkv
+    assert all(float((delta.structure.dense(delta.generators)).detach().norm()) > 1e-4 for delta in layer.deltas())
+    assert [(d.start, d.stop) for d in layer.deltas()] == [(0, 16), (32, 48)]
+    assert torch.equal(layer.base_layer.weight, before["qkv.weight"])
+    assert torch.equal(layer(X)[:, 16:32], layer.base_layer(X)[:, 16:32])
+
+
+@pytest.mark.parametrize("name", family.names())
+def test_the_parameter_count_is_the_formula(net: Net, name: str) -> None:
+    model = peft.get_peft_model(net, on_q_and_v(name))  # pyright: ignore
+    assert model.get_nb_trainable_parameters()[0] == 2 * family.make(name, 16, 16).parameters
+
+
+@pytest.mark.parametrize("name", family.names())
+def test_saved_and_loaded_in_a_fresh_process_it_is_bit_equal(net: Net, name: str, tmp_path: Path) -> None:
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    model = peft.get_peft_model(net, on_q_and_v(name, scale=0.5, modules_to_save=["head"]))  # pyright: ignore
+    train(model)
+    model.eval().save_pretrained(str(tmp_path / "adapter"))
+    torch.save(model(X), tmp_path / "expected.pt")
+    code = f"""
+import sys, torch; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import surm_seg, peft
+from test_tuner import Net, X
+net = Net(); net.load_state_dict(torch.load("net.pt"))
+model = peft.PeftModel.from_pretrained(net, "adapter").eval()
+assert torch.equal(model(X), torch.load("expected.pt"))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("name", family.names())
+def test_merged_agrees_and_unmerged_restores_every_bit(net: Net, name: str) -> None:
+    model = peft.get_peft_model(net, on_q_and_v(name))  # pyright: ignore
+    train(model)
+    layer = model.base_model.model.qkv
+    weight, expected = layer.base_layer.weight.clone(), model(X)
+    model.merge_adapter(safe_merge=True)  # pyright: ignore
+    torch.testing.assert_close(model(X), expected, rtol=0, atol=1e-6)
+    model.train().eval()
+    assert not torch.equal(layer.base_layer.weight, weight)
+    model.unmerge_adapter()  # pyright: ignore
+    assert torch.equal(layer.base_layer.weight, weight) and torch.equal(model(X), expected)
+    plain = model.merge_and_unload()  # pyright: ignore
+    assert type(plain.qkv) is nn.Linear and set(plain.state_dict()) == set(Net().state_dict())
+    torch.testing.assert_close(plain(X), expected, rtol=0, atol=1e-6)
+
+
+def test_adapters_switch_and_active_ones_add(net: Net) -> None:
+    model = peft.get_peft_model(net, on_q_and_v(), "first")  # pyright: ignore
+    train(model)
+    model.add_adapter("second", on_q_and_v("low_rank"))
+    model.set_adapter("second")
+    train(model)
+    layer = model.base_model.model.qkv
+    base = layer.base_layer(X)
+    changes = {}
+    for adapter in ("first", "second"):
+        model.set_adapter(adapter)
+        changes[adapter] = layer(X) - base
+        assert float(changes[adapter].detach().norm()) > 1e-3
+    model.base_model.set_adapter(["first", "second"])
+    torch.testing.assert_close(layer(X) - base, changes["first"] + changes["second"])
+    with model.disable_adapter():
+        assert torch.equal(layer(X), base)
+    model.delete_adapter("second")
+    torch.testing.assert_close(layer(X) - base, changes["first"])
+
+
+def test_dropout_acts_on_the_delta_while_training_and_the_frozen_branch_sees_none(net: Net) -> None:
+    model = peft.get_peft_model(net, on_q_and_v(dropout=0.5))  # pyright: ignore
+    train(model)
+    layer = model.base_model.model.qkv
+    noisy = torch.stack([layer(X) for _ in range(400)])
+    assert torch.equal(noisy[0][:, 16:32], layer.base_layer(X)[:, 16:32])
+    model.eval()
+    assert not torch.equal(noisy[0], noisy[1])
+    delta = (layer(X) - layer.base_layer(X)).abs().mean()
+    assert (noisy.mean(0) - layer(X)).abs().mean() < 0.2 * delta
+
+
+def test_slices_named_in_the_config_travel_with_the_adapter(net: Net, tmp_path: Path) -> None:
+    slices = {"mix": {"front": [0, 8], "back": [12, 20]}}
+    config = SurmConfig(structure="circulant", target_modules=["mix"], slices=slices)
+    untouched = copy.deepcopy(net)
+    model = peft.get_peft_model(net, config)  # pyright: ignore
+    train(model)
+    assert [(d.start, d.stop) for d in model.base_model.model.mix.deltas()] == [(0, 8), (12, 20)]
+    model.save_pretrained(str(tmp_path))
+    again = peft.PeftModel.from_pretrained(untouched, str(tmp_path))
+    assert torch.equal(again(X), model(X))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (dict(target_modules=["mix"], parts=["q"]), r"mix \(48 -> 20\) has no known part \['q'\]"),
+        (dict(target_modules=["qkv"], parts=["x"]), "no known part"),
+        (dict(target_modules=["mix"], slices={"mix": {"q": [0, 21]}}), "outside its 20 outputs"),
+        (dict(target_modules=["norm"]), "norm is a LayerNorm"),
+        (dict(target_modules=["qkv"], structure="round"), "no structure 'round'"),
+        (dict(target_modules=["qkv"], form="sideways"), "form 'sideways'"),
+        (dict(target_modules=["qkv"], dropout=1.0), "not in"),
+    ],
+)
+def test_what_cannot_work_is_named(net: Net, config: dict, message: str) -> None:
+    with pytest.raises(BadConfig, match=message):
+        peft.get_peft_model(net, SurmConfig(**config))  # pyright: ignore
+
+
+def test_zero_matches_are_an_error(net: Net) -> None:
+    with pytest.raises(ValueError, match="not found in the base model"):
+        peft.get_peft_model(net, SurmConfig(target_modules=["nothing"]))  # pyright: ignore
+
+
+def test_a_merge_that_is_not_finite_changes_nothing(net: Net) -> None:
+    model = peft.get_peft_model(net, on_q_and_v())  # pyright: ignore
+    layer = model.base_model.model.qkv
+    weight = layer.base_layer.weight.clone()
+    with torch.no_grad():
+        layer.surm_generators["default"].q_c[0, 0, 0] = float("nan")
+    with pytest.raises(BadConfig, match="not finite"):
+        model.merge_adapter(safe_merge=True)  # pyright: ignore
+    assert torch.equal(layer.base_layer.weight, weight)
+
+
+def test_pefts_registries_still_take_a_foreign_tuner() -> None:
+    """Fails loudly when PEFT changes what the bridge stands on."""
+    from peft import mapping
+
+    from surm_seg.tuner import SurmModel, SurmType
+
+    assert mapping.PEFT_TYPE_TO_CONFIG_MAPPING["SURM"] is SurmConfig  # pyright: ignore
+    assert mapping.PEFT_TYPE_TO_TUNER_MAPPING[SurmType.SURM] is SurmModel  # pyright: ignore
+    assert SurmConfig.from_peft_type(peft_type="SURM").structure == "circulant"

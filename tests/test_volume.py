@@ -1,0 +1,378 @@
+"""The door for voxels: damaged files are refused with a code, good ones come through exactly, and geometry is kept."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel.affines import from_matvec
+
+from surm_seg.errors import BadInput
+from surm_seg.volume import Grid, Volume, label_names, read_grid, read_image, read_labels, replacing, write_labels
+
+SHAPE = (4, 5, 6)
+VOXELS = np.arange(120, dtype=np.int16).reshape(SHAPE) - 60
+LPS = np.diag([-0.7, -0.8, 2.5, 1.0])
+ORIENTATIONS = [
+    "".join(axes) for order in itertools.permutations(["LR", "PA", "IS"]) for axes in itertools.product(*order)
+]
+
+
+def nibabel_affine(path: Path) -> np.ndarray:
+    return np.asarray(nib.Nifti1Image.load(path).affine)
+
+
+def image_bytes(voxels: np.ndarray = VOXELS, affine: np.ndarray | None = LPS, **header: object) -> bytes:
+    """An uncompressed file with header fields set as given, whatever nibabel thinks of them."""
+    data = nib.Nifti1Image(voxels, affine).to_bytes()
+    fields = nib.Nifti1Header(data[:348], check=False)
+    fields["vox_offset"] = 352
+    for name, value in header.items():
+        fields[name] = value
+    return fields.binaryblock + data[348:]
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 0xFF]) + data[position + 1 :]
+
+
+def sheared() -> np.ndarray:
+    affine = LPS.copy()
+    affine[1, 2] = 0.01
+    return affine
+
+
+HEADER_FIELDS = dict(nib.Nifti1Header.template_dtype.fields or {})
+PLAIN = image_bytes()
+PACKED = gzip.compress(PLAIN, mtime=0)
+NOISE = gzip.compress(image_bytes(np.random.default_rng(0).integers(-999, 999, SHAPE, dtype=np.int16)), mtime=0)
+
+DAMAGED: dict[str, tuple[str, bytes, str]] = {
+    "empty": ("x.nii", b"", "empty-file"),
+    "header cut": ("x.nii", PLAIN[:200], "truncated"),
+    "header only": ("x.nii", PLAIN[:352], "truncated"),
+    "voxels cut": ("x.nii", PLAIN[:-1], "truncated"),
+    "trailing bytes": ("x.nii", PLAIN + b"\0", "trailing-data"),
+    "gzip header only": ("x.nii.gz", gzip.compress(PLAIN[:352]), "truncated"),
+    "gzip cut": ("x.nii.gz", NOISE[: len(NOISE) // 2], "truncated"),
+    "gzip without its checksum": ("x.nii.gz", NOISE[:-8], "truncated"),
+    "gzip with a wrong checksum": ("x.nii.gz", flipped(PACKED, len(PACKED) - 8), "damaged-gzip"),
+    "gzip with a wrong length": ("x.nii.gz", flipped(PACKED, len(PACKED) - 1), "damaged-gzip"),
+    "gzip longer than its voxels": ("x.nii.gz", gzip.compress(PLAIN + b"\0"), "trailing-data"),
+    "bytes after the gzip": ("x.nii.gz", PACKED + b"junk", "trailing-data"),
+    "zeros after the gzip": ("x.nii.gz", PACKED + bytes(8), "trailing-data"),
+    "plain named .gz": ("x.nii.gz", PLAIN, "damaged-gzip"),
+    "gzip named .nii": ("x.nii", gzip.compress(PLAIN, 0), "not-nifti"),
+    "text": ("x.nii", b"not an image " * 50, "not-nifti"),
+    "another name": ("x.mhd", PLAIN, "not-nifti"),
+    "NIfTI-2": ("x.nii", nib.Nifti2Image(VOXELS, LPS).to_bytes(), "not-nifti"),
+    "pair": ("x.nii", image_bytes(magic=b"ni1"), "bad-magic"),
+    "no magic": ("x.nii", image_bytes(magic=b"abc"), "bad-magic"),
+    "negative dimension": ("x.nii", image_bytes(dim=[3, -4, 5, 6, 1, 1, 1, 1]), "bad-dimensions"),
+    "zero dimension": ("x.nii", image_bytes(dim=[3, 4, 0, 6, 1, 1, 1, 1]), "bad-dimensions"),
+    "no dimensions": ("x.nii", image_bytes(dim=[0, 4, 5, 6, 1, 1, 1, 1]), "bad-dimensions"),
+    "2D": ("x.nii", image_bytes(dim=[2, 20, 6, 1, 1, 1, 1, 1]), "not-3d"),
+    "4D": ("x.nii", image_bytes(dim=[4, 4, 5, 3, 2, 1, 1, 1]), "not-3d"),
+    "bomb": ("x.nii.gz", gzip.compress(image_bytes(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])), "too-large"),
+    "RGB": ("x.nii", image_bytes(datatype=128, bitpix=24), "datatype"),
+    "complex": ("x.nii", image_bytes(datatype=32, bitpix=64), "datatype"),
+    "unknown datatype": ("x.nii", image_bytes(datatype=5), "datatype"),
+    "datatype against bitpix": ("x.nii", image_bytes(datatype=16, bitpix=16), "datatype"),
+    "offset in the header": ("x.nii", image_bytes(vox_offset=0), "bad-offset"),
+    "offset NaN": ("x.nii", image_bytes(vox_offset=np.nan), "bad-offset"),
+    "offset too far": ("x.nii", image_bytes(vox_offset=1e12), "bad-offset"),
+    "offset fraction": ("x.nii", image_bytes(vox_offset=352.5), "bad-offset"),
+    "affine NaN": ("x.nii", image_bytes(srow_x=[np.nan, 0, 0, 0]), "bad-affine"),
+    "affine infinite": ("x.nii", image_bytes(srow_x=[-1, 0, 0, np.inf]), "bad-affine"),
+    "affine singular": ("x.nii", image_bytes(srow_x=[0, 0, 0, 0]), "bad-spacing"),
+    "affine with equal columns": ("x.nii", image_bytes(srow_x=[1, 1, 0, 0], srow_y=[0, 0, 0, 0]), "shear"),
+    "quaternion too long": ("x.nii", image_bytes(sform_code=0, qform_code=1, quatern_b=2), "bad-affine"),
+    "kilometre voxels": ("x.nii", image_bytes(srow_z=[0, 0, 1e6, 0]), "bad-spacing"),
+    "shear": ("x.nii", image_bytes(affine=sheared()), "shear"),
+    "metres": ("x.nii", image_bytes(xyzt_units=1), "units"),
+    "no orientation": ("x.nii", image_bytes(sform_code=0, qform_code=0), "no-orientation"),
+    "slope infinite": ("x.nii", image_bytes(scl_slope=np.inf, scl_inter=0), "bad-scaling"),
+    "slope leaves float32": ("x.nii", image_bytes(scl_slope=3e38, scl_inter=0), "bad-scaling"),
+    "intercept NaN": ("x.nii", image_bytes(scl_slope=1, scl_inter=np.nan), "bad-scaling"),
+    "voxel NaN": ("x.nii", image_bytes(np.full(SHAPE, np.nan, np.float32)), "non-finite-voxels"),
+    "voxel infinite": ("x.nii.gz", gzip.compress(image_bytes(np.full(SHAPE, -np.inf))), "non-finite-voxels"),
+    "HU outside int16": ("x.nii", image_bytes(np.full(SHAPE, 40000, np.int32)), "value-range"),
+    "HU scaled outside int16": ("x.nii", image_bytes(scl_slope=1000, scl_inter=0), "value-range"),
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_a_damaged_file_is_refused_with_a_code_and_its_name(fault: str, tmp_path: Path) -> None:
+    name, data, code = DAMAGED[fault]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(BadInput, match=name) as refused:
+        read_image(tmp_path / name)
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize("position", range(0, len(NOISE), 7))
+def test_a_flipped_byte_in_a_gzip_never_yields_other_voxels(position: int, tmp_path: Path) -> None:
+    (tmp_path / "good.nii.gz").write_bytes(NOISE)
+    (tmp_path / "x.nii.gz").write_bytes(flipped(NOISE, position))
+    try:
+        read = read_image(tmp_path / "x.nii.gz")
+    except BadInput:
+        return
+    # The gzip header's time and system bytes mean nothing; a flip there changes no voxel.
+    np.testing.assert_array_equal(read.voxels, read_image(tmp_path / "good.nii.gz").voxels)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "x.nii").write_bytes(PLAIN)
+    (tmp_path / "link.nii").symlink_to("x.nii")
+    (tmp_path / "folder.nii").mkdir()
+    os.mkfifo(tmp_path / "pipe.nii")
+    for name in ("link.nii", "folder.nii", "pipe.nii"):
+        with pytest.raises(BadInput) as refused:
+            read_image(tmp_path / name)
+        assert refused.value.code == "not-a-file"
+    with pytest.raises(BadInput) as refused:
+        read_image(tmp_path / "absent.nii")
+    assert refused.value.code == "unreadable"
+
+
+def test_the_voxel_budget_is_the_callers(tmp_path: Path) -> None:
+    (tmp_path / "x.nii").write_bytes(PLAIN)
+    assert read_image(tmp_path / "x.nii", max_voxels=120).grid.shape == SHAPE
+    with pytest.raises(BadInput) as refused:
+        read_image(tmp_path / "x.nii", max_voxels=119)
+    assert refused.value.code == "too-large"
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+def test_every_stored_type_and_byte_order_reads_exactly(kind: str, order: str, name: str, tmp_path: Path) -> None:
+    voxels = np.arange(120).reshape(SHAPE) - (60 if kind[0] != "u" else 0)
+    header = nib.Nifti1Header(endianness=order)
+    header.set_data_dtype(np.dtype(kind))
+    data = nib.Nifti1Image(voxels.astype(kind), LPS, header, dtype=np.dtype(kind)).to_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    read = read_image(tmp_path / name)
+    assert read.voxels.dtype == np.int16
+    np.testing.assert_array_equal(read.voxels, voxels)
+    labels = read_labels(tmp_path / name)
+    assert labels.voxels.dtype.kind in "iu" and labels.voxels.dtype.isnative
+    np.testing.assert_array_equal(labels.voxels, voxels)
+
+
+def test_scaling_is_applied_and_fractional_hu_are_rounded(tmp_path: Path) -> None:
+    (tmp_path / "x.nii").write_bytes(image_bytes(scl_slope=0.5, scl_inter=-10.2))
+    np.testing.assert_array_equal(read_image(tmp_path / "x.nii").voxels, np.rint(VOXELS * 0.5 - np.float32(10.2)))
+    (tmp_path / "y.nii").write_bytes(image_bytes(scl_slope=0, scl_inter=7))
+    np.testing.assert_array_equal(read_image(tmp_path / "y.nii").voxels, VOXELS)
+
+
+def test_a_single_voxel_and_a_trailing_singleton_dimension_are_3d(tmp_path: Path) -> None:
+    (tmp_path / "one.nii").write_bytes(image_bytes(VOXELS[:1, :1, :1]))
+    assert read_image(tmp_path / "one.nii").voxels.shape == (1, 1, 1)
+    (tmp_path / "four.nii").write_bytes(image_bytes(dim=[4, 4, 5, 6, 1, 1, 1, 1]))
+    np.testing.assert_array_equal(read_image(tmp_path / "four.nii").voxels, VOXELS)
+
+
+def test_many_slabs_read_as_one_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surm_seg.nifti.SLAB_BYTES", 100)
+    monkeypatch.setattr("surm_seg.nifti.CHUNK_BYTES", 7)
+    (tmp_path / "x.nii.gz").write_bytes(PACKED)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.nii.gz").voxels, VOXELS)
+
+
+def test_labels_must_be_whole_numbers(tmp_path: Path) -> None:
+    (tmp_path / "whole.nii").write_bytes(image_bytes(np.full(SHAPE, 104.0)))
+    assert (read_labels(tmp_path / "whole.nii").voxels == 104).all()
+    (tmp_path / "half.nii").write_bytes(image_bytes(np.full(SHAPE, 1.5, np.float32)))
+    with pytest.raises(BadInput) as refused:
+        read_labels(tmp_path / "half.nii")
+    assert refused.value.code == "labels-not-integer"
+
+
+@given(
+    orientation=st.sampled_from(ORIENTATIONS),
+    shape=st.tuples(*[st.integers(1, 5)] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 5)] * 3),
+    tilt=st.floats(-0.3, 0.3),
+    origin=st.tuples(*[st.floats(-500, 500)] * 3),
+)
+@settings(max_examples=150, deadline=None)
+def test_the_radiological_view_is_lps_and_restores_exactly(orientation, shape, spacing, tilt, origin) -> None:
+    steps = nib.orientations.inv_ornt_aff(
+        nib.orientations.ornt_transform(
+            nib.orientations.axcodes2ornt(orientation), nib.orientations.axcodes2ornt("RAS")
+        ),
+        shape,
+    )
+    rotation = np.eye(4)
+    rotation[:2, :2] = [[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]
+    affine = rotation @ np.linalg.inv(steps) @ np.diag([*spacing, 1.0])
+    affine[:3, 3] = origin
+    grid = Grid.from_affine(shape, affine)
+    assert "".join(grid.axcodes) == orientation
+    voxels = np.arange(np.prod(shape)).reshape(shape)
+    volume = Volume(voxels, grid)
+    to_lps = nib.orientations.ornt_transform(nib.io_orientation(grid.affine), nib.orientations.axcodes2ornt("LPS"))
+    np.testing.assert_array_equal(volume.lps(), nib.orientations.apply_orientation(voxels, to_lps).transpose(2, 1, 0))
+    assert volume.lps().base is not None and np.shares_memory(volume.lps(), voxels)
+    assert grid.lps_shape == volume.lps().shape
+    one_step = [np.linalg.norm(grid.affine[:3, axis]) for axis in np.argsort(to_lps[:, 0])[::-1]]
+    np.testing.assert_allclose(grid.lps_spacing, one_step)
+    np.testing.assert_array_equal(grid.restore(volume.lps()), voxels)
+    assert Grid.from_json(json.loads(json.dumps(grid.to_json()))) == grid
+
+
+def qform_only() -> bytes:
+    """An oblique, flipped affine that only the quaternion states."""
+    image = nib.Nifti1Image(VOXELS, None)
+    angle = 0.2
+    affine = np.array([[np.cos(angle), -np.sin(angle), 0, 3], [np.sin(angle), np.cos(angle), 0, -7], [0, 0, 1, 11]])
+    affine = np.vstack([affine * [-0.71, 0.83, 2.5, 1], [0, 0, 0, 1]])
+    image.set_qform(affine, code=1)
+    image.set_sform(None, code=0)
+    return image.to_bytes()
+
+
+SOURCES = {
+    "sform only": lambda: image_bytes(affine=from_matvec(np.diag([0.1, -1 / 3, 3.3]), [0.1, 0.2, 1 / 7])),
+    "qform only": qform_only,
+    "both, different codes": lambda: image_bytes(
+        sform_code=4, qform_code=1, quatern_d=1, pixdim=[-1, 2, 3, 4] + [1] * 4
+    ),
+    "qfac 0": lambda: image_bytes(sform_code=0, qform_code=2, pixdim=[0, 2, 3, 4] + [1] * 4),
+    "NaN in the unused quaternion": lambda: image_bytes(quatern_b=np.nan, qoffset_x=np.inf),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_labels_are_written_back_on_the_same_affine_bit_for_bit(source: str, tmp_path: Path) -> None:
+    (tmp_path / "source.nii").write_bytes(SOURCES[source]())
+    given_image = nib.Nifti1Image.load(tmp_path / "source.nii")
+    grid = read_grid(tmp_path / "source.nii")
+    assert grid.affine.tobytes() == nibabel_affine(tmp_path / "source.nii").tobytes()
+    labels = (np.arange(120) % 9).reshape(SHAPE)
+    write_labels(tmp_path / "out.nii.gz", labels, grid)
+    written = nib.Nifti1Image.load(tmp_path / "out.nii.gz")
+    assert nibabel_affine(tmp_path / "out.nii.gz").tobytes() == grid.affine.tobytes()
+    for field in ("sform_code", "qform_code", "xyzt_units"):
+        assert written.header[field] == given_image.header[field]
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(written.dataobj), labels)
+    assert read_grid(tmp_path / "out.nii.gz") == grid
+
+
+def test_writing_twice_gives_the_same_bytes_whatever_the_name(tmp_path: Path) -> None:
+    grid = Grid.from_affine(SHAPE, LPS)
+    for name in ("a.nii.gz", "b.nii.gz"):
+        write_labels(tmp_path / name, VOXELS.clip(0), grid)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "x") as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "old")]
+
+
+def test_grids_match_within_a_thousandth_of_a_millimetre_at_every_corner() -> None:
+    grid = Grid.from_affine((101, 5, 6), LPS)
+    near, far, turned = LPS.copy(), LPS.copy(), LPS.copy()
+    near[0, 3] += 5e-4
+    far[0, 3] += 2e-3
+    turned[0, 0] += 2e-5  # 2 micrometres only at the hundredth voxel
+    assert grid.matches(Grid.from_affine((101, 5, 6), near))
+    assert not grid.matches(Grid.from_affine((101, 5, 6), far))
+    assert not grid.matches(Grid.from_affine((101, 5, 6), turned))
+    assert not grid.matches(Grid.from_affine((101, 5, 7), LPS))
+    assert grid.matches(Grid.from_affine((101, 5, 6), far), tolerance_mm=0.01)
+
+
+def with_extension(content: bytes) -> bytes:
+    """PLAIN with one extension between header and voxels."""
+    content += bytes(-(len(content) + 8) % 16)
+    extension = struct.pack("<ii", len(content) + 8, 0) + content
+    return image_bytes(vox_offset=352 + len(extension))[:348] + b"\1\0\0\0" + extension + PLAIN[352:]
+
+
+TABLE = '<?xml version="1.0"?><CaretExtension><LabelTable>{}</LabelTable></CaretExtension>'
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            TABLE.format('<Label Key="1"><![CDATA[spleen]]></Label><Label Key="52">aorta</Label>'),
+            {1: "spleen", 52: "aorta"},
+        ),
+        ("a comment of some scanner", None),
+    ],
+)
+def test_class_names_come_from_the_label_table_extension(content: str, expected: object, tmp_path: Path) -> None:
+    (tmp_path / "x.nii").write_bytes(with_extension(content.encode()))
+    assert label_names(tmp_path / "x.nii") == expected
+    np.testing.assert_array_equal(read_image(tmp_path / "x.nii").voxels, VOXELS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TABLE.format('<Label Key="one">spleen</Label>'),
+        TABLE.format("<Label>spleen</Label>"),
+        TABLE.format('<Label Key="1">spleen</Label><Label Key="1">liver</Label>'),
+        TABLE.format("<Label"),
+        '<!DOCTYPE x [<!ENTITY a "spleen">]><LabelTable><Label Key="1">&a;</Label></LabelTable>',
+    ],
+)
+def test_a_broken_or_hostile_label_table_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "x.nii").write_bytes(with_extension(content.encode()))
+    with pytest.raises(BadInput) as refused:
+        label_names(tmp_path / "x.nii")
+    assert refused.value.code == "label-table"
+
+
+def test_a_file_without_extension_names_no_classes(tmp_path: Path, write_nifti: Callable[..., Path]) -> None:
+    assert label_names(write_nifti(tmp_path / "x.nii.gz", VOXELS)) is None
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_any_header_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Header fields over their whole range: the answer is a volume that nibabel agrees with, or BadInput."""
+    name = data.draw(st.sampled_from(sorted(HEADER_FIELDS)))
+    kind, offset = HEADER_FIELDS[name][:2]
+    raw = data.draw(st.binary(min_size=kind.itemsize, max_size=kind.itemsize))
+    path = tmp_path_factory.mktemp("header") / "x.nii"
+    path.write_bytes(PLAIN[:offset] + raw + PLAIN[offset + kind.itemsize :])
+    try:
+        volume = read_image(path)
+    except BadInput:
+        return
+    image = nib.Nifti1Image.load(path)
+    assert volume.grid.affine.tobytes() == nibabel_affine(path).tobytes()
+    np.testing.assert_array_equal(volume.voxels, np.rint(np.asarray(image.dataobj)).reshape(volume.voxels.shape))
+
+
+def test_the_shipped_label_maps_say_what_they_hold(shared_data: Path) -> None:
+    case = shared_data / "ct-case-a"
+    names = label_names(case / "labels_total_v2_117class_slices_082_111.nii.gz")
+    assert names is not None and len(names) == 117
+    assert (names[1], names[5], names[7], names[52]) == ("spleen", "liver", "pancreas", "aorta")
+    assert label_names(case / "labels_total_v1_104class.nii.gz") is None
+    image, labels = read_image(case / "ct.nii.gz"), read_labels(case / "labels_total_v1_104class.nii.gz")
+    assert image.grid.matches(labels.grid) and image.grid.axcodes == ("R", "A", "S")
+    assert labels.voxels.max() == 104
