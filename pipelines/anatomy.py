@@ -143,7 +143,7 @@ def tube(scene: Scene, knots: Sequence[Sequence[Number]] | Array, margin_mm: Num
         pad = max(a[3], a[3] + step[3]) + margin_mm
         near = scene.window(a[:3] + np.minimum(step[:3], 0) - pad, a[:3] + np.maximum(step[:3], 0) + pad)
         offsets = [p - c for p, c in zip(scene.at(near), a[:3], strict=True)]
-        along = sum(o * s for o, s in zip(offsets, step[:3], strict=True)) / (step[:3] @ step[:3] + 1e-6)
+        along = sum(o * s for o, s in zip(offsets, step[:3], strict=True)) / (np.square(step[:3]).sum() + 1e-6)
         along = np.clip(along, 0, 1)
         across = np.sqrt(sum((o - along * s) ** 2 for o, s in zip(offsets, step[:3], strict=True)))
         np.minimum(distance[near], across - a[3] - along * step[3], out=distance[near])

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 import yaml
 from jaxtyping import Int, UInt8
-from peft import PeftModel
 from torch import nn
 
 from pipelines.recipes import Config, base_model, input_of
 from pipelines.transforms import Input, predict_volume
 from surm_seg import backbones
+from surm_seg.cases import file_digest
 from surm_seg.errors import BadInput, Corrupt
+from surm_seg.tuner import merged
+from surm_seg.volume import replacing
 
 
 @dataclass(frozen=True)
@@ -60,22 +62,39 @@ def load_run(run: Path, device: str) -> Trained:
         ) from error
     except (ValueError, yaml.YAMLError) as error:
         raise Corrupt("run-unreadable", f"The records of {run} are damaged: {error}.") from error
-    if not (run / "adapter" / "adapter_config.json").is_file():
+    if "adapter_sha256" not in facts:
         raise BadInput("no-adapter", f"{run} has no finished adapter; let its training end, or resume it.")
     config = Config.from_stored(stored)
     backbone = backbones.make(config.backbone, **config.backbone_options)
     labels = tuple(facts["labels"])
     base = base_model(config, backbone, len(labels), stored["seed"])
-    if frozen_digest(base) != facts["base_sha256"]:
+    if base_digest(base, backbone, config) != facts["base_sha256"]:
         raise BadInput("other-backbone", f"The weights {config.weights!r} are not those that {run} was trained on.")
-    model = PeftModel.from_pretrained(base, str(run / "adapter")).merge_and_unload()
+    if facts["adapter_sha256"] != _adapter_digests(run):
+        raise Corrupt("adapter-digest", f"{run / 'adapter'} has changed since it was written; restore it.")
+    model = merged(base, run / "adapter")
     return Trained(model.to(device).eval(), input_of(config, backbone), labels, stored["precision"], facts)
 
 
-def frozen_digest(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of a model's parameters and buffers."""
+def base_digest(base: nn.Module, backbone: backbones.Backbone, config: Config) -> str:
+    """SHA-256 that identifies a frozen model: of its weights file, or of its random weights."""
+    file = backbone.weights_file(config.weights)
+    if file is not None:
+        return file_digest(file)
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(base.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def record_adapter(run: Path) -> None:
+    """Add the digests of RUN/adapter to run.json: from now on the run can be used, and damage is found."""
+    facts = json.loads((run / "run.json").read_text())
+    with replacing(run / "run.json") as file:
+        file.write(json.dumps({**facts, "adapter_sha256": _adapter_digests(run)}, indent=1).encode() + b"\n")
+
+
+def _adapter_digests(run: Path) -> dict[str, str | None]:
+    files = (run / "adapter" / name for name in ("adapter_config.json", "adapter_model.safetensors"))
+    return {file.name: file_digest(file) if file.is_file() else None for file in files}

@@ -14,6 +14,7 @@ import torch
 from pipelines.transforms import WINDOW, Input
 from surm_seg import backbones
 from surm_seg.errors import BadConfig
+from surm_seg.tuner import PeftModel, adapt
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Config:
         augment: default, samed or none.
         loss_at: logits or image, the resolution the loss is taken at.
         dice_weight: share of the Dice loss, the rest is cross-entropy.
-        balanced: draw slices so that every organ is seen equally often.
+        balanced: half of the draws show every organ equally often, the other half all slices.
         validate_on: val chooses the best checkpoint on the validation cases; none trains on them and keeps the last.
         score_on: test or train, the cases predicted and scored at the end.
     """
@@ -118,6 +119,20 @@ def input_of(config: Config, backbone: backbones.Backbone) -> Input:
         std=backbone.pixel_std if own else (1.0, 1.0, 1.0),
         slice_size=config.slice_size,
     )
+
+
+def adapted(base: backbones.Segmenter, backbone: backbones.Backbone, config: Config) -> PeftModel:
+    """The base with the configuration's deltas and trained decoder modules, ready to train."""
+    adapter = backbone.surm_config(
+        base,
+        structure=config.structure,
+        options=config.structure_options,
+        roles=config.roles,
+        decoder=config.decoder,
+        scale=config.scale,
+        dropout=config.dropout,
+    )
+    return adapt(base, adapter)
 
 
 def base_model(config: Config, backbone: backbones.Backbone, classes: int, seed: int) -> backbones.Segmenter:

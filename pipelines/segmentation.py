@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from monai.losses.dice import DiceCELoss
-from peft import get_peft_model
 from torch import Tensor, nn
 
-from pipelines.inference import frozen_digest, load_run
+from pipelines.inference import base_digest, load_run, record_adapter
 from pipelines.model_card import model_card
-from pipelines.recipes import RECIPES, Config, base_model, input_of
+from pipelines.recipes import RECIPES, Config, adapted, base_model, input_of
 from pipelines.transforms import augmentation, predict_volume
 from surm_seg import backbones
-from surm_seg.cases import Case, Dataset, file_digest
+from surm_seg.cases import Case, Dataset
 from surm_seg.errors import BadInput
+from surm_seg.labels import SYNAPSE
 from surm_seg.metrics import score
 from surm_seg.report import dice_table, score_pair, write_scores
 from surm_seg.task import Batch, Record, Task
@@ -61,22 +61,13 @@ class Segmentation(Task):
         self.dataset = Dataset.open(config.data)
         self.train_cases, self.validation_cases = self._cases()
         self.scored_cases = self._scored()
+        for case in (*self.train_cases, *self.validation_cases, *self.scored_cases):
+            case.verify()
         self.backbone = backbones.make(config.backbone, **config.backbone_options)
         base = base_model(config, self.backbone, len(self.dataset.labels), seed)
-        self.base_sha256 = frozen_digest(base)
-        weights = self.backbone.weights_file(config.weights)
-        self.weights_sha256 = None if weights is None else file_digest(weights)
+        self.base_sha256 = base_digest(base, self.backbone, config)
         self.input = input_of(config, self.backbone)
-        adapter = self.backbone.surm_config(
-            base,
-            structure=config.structure,
-            options=config.structure_options,
-            roles=config.roles,
-            decoder=config.decoder,
-            scale=config.scale,
-            dropout=config.dropout,
-        )
-        self.model = get_peft_model(base, adapter)  # pyright: ignore[reportArgumentType]
+        self.model = adapted(base, self.backbone, config)
         self.parameters = Parameters.of(self.model)
         self.index = [(case, z) for case in self.train_cases for z in range(case.shape[0])]
         self.side = max(max(case.shape[1:]) for case in self.train_cases)
@@ -145,8 +136,12 @@ class Segmentation(Task):
         }
         self.augment.set_random_state(seed=int(rng.integers(2**31)))
         data = self.augment(data)  # pyright: ignore[reportAssignmentType]
-        image = torch.as_tensor(np.ascontiguousarray(data["image"]), dtype=torch.float32)
-        label = torch.as_tensor(np.ascontiguousarray(data["label"]), dtype=torch.float32)
+        image, label = (
+            torch.as_tensor(
+                np.ascontiguousarray(self.input.enlarged(np.asarray(data[name]), order)), dtype=torch.float32
+            )
+            for name, order in (("image", 3), ("label", 0))
+        )
         side = self.config.image_size if self.config.slice_size else self.side
         if image.shape[-1] != side:  # cases of one data set may differ in size, samples of one batch may not
             image = nn.functional.interpolate(image[None], (side, side), mode="bilinear")[0]
@@ -174,9 +169,9 @@ class Segmentation(Task):
     def describe(self) -> str:
         """What is about to be trained, in one line."""
         config, p = self.config, self.parameters
-        weights = f"weights of SHA-256 {self.weights_sha256}" if self.weights_sha256 else "random weights"
         return (
-            f"{config.backbone} ({weights}) with {config.structure} on {', '.join(config.roles)}, "
+            f"{config.backbone} ({config.weights} weights, SHA-256 {self.base_sha256}) "
+            f"with {config.structure} on {', '.join(config.roles)}, "
             f"data {self.dataset.folder}: "
             f"{p.encoder_adapter:,} encoder adapter + {p.decoder:,} decoder parameters trained of {p.model:,}; "
             f"{len(self.train_cases)} training, {len(self.validation_cases)} validation, "
@@ -192,15 +187,34 @@ class Segmentation(Task):
             "fingerprint": dict(self.dataset.fingerprint),
             "parameters": asdict(self.parameters),
             "base_sha256": self.base_sha256,
-            "weights_sha256": self.weights_sha256,
             "train_cases": [case.id for case in self.train_cases],
             "validation_cases": [case.id for case in self.validation_cases],
         }
+
+    def memory_needed(self, batch_size: int, device: str) -> int:
+        """Bytes of a training step: weights, optimiser state, and what one sample saves for backward, times n."""
+        saved = 0
+
+        def count(value: Tensor) -> Tensor:
+            nonlocal saved
+            saved += value.numel() * value.element_size()
+            return value
+
+        size = self.config.image_size
+        model = self.model.to(device)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+            model(torch.zeros(1, 3, size, size, device=device))
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        return weights + 3 * trained + batch_size * saved
 
     def finish(self, run: Path, device: str, track: Callable[..., Iterator[Case]], say: Callable[[str], None]) -> int:
         """Save the adapter, predict and score the held-out cases into RUN; prints the table."""
         adapter = run / "adapter"
         self.model.save_pretrained(adapter)  # pyright: ignore[reportCallIssue]
+        card = adapter / "README.md"
+        card.unlink(missing_ok=True)  # PEFT's; ours is written when the scores are known
+        record_adapter(run)
         trained = load_run(run, device)
         rows = []
         (run / "predictions").mkdir(exist_ok=True)
@@ -209,12 +223,17 @@ class Segmentation(Task):
             write_labels(run / "predictions" / f"{case.id}.nii.gz", case.grid.restore(found), case.grid)
             rows += score_pair(found, _labels_of(case), self.dataset.labels, case.spacing, case.id)
         summary = write_scores(run / "scores", rows, run=run.name, adapter=self.config.structure, seed=self.seed)
-        card = model_card(self.facts(), asdict(self.config), summary["overall"]["dice"]["mean"])
-        (adapter / "README.md").write_text(card)
+        card.write_text(model_card(self.facts(), asdict(self.config), summary["overall"]["dice"]["mean"]))
         if self.config.score_on == "train":
             say("scored on the training cases: this shows that the pipe is whole, not that the model generalises")
         say(dice_table(summary))
         return 0
+
+
+def check(config: Config, seed: int) -> None:
+    """Raise what building the model for the eight organs would raise; needs no data."""
+    backbone = backbones.make(config.backbone, **config.backbone_options)
+    adapted(base_model(config, backbone, len(SYNAPSE), seed), backbone, config)
 
 
 def create(config: Config, seed: int) -> Segmentation:

@@ -40,7 +40,8 @@ class Input:
         channels: "repeat" shows one slice three times, "neighbours" the slices below, at and above.
         mean: per channel, of pixels in [0, 1].
         std: likewise.
-        slice_size: side that slices are resampled to by cubic splines before anything else; 0 keeps them as they are.
+        slice_size: side that slices are resampled to by cubic splines, to be augmented there and enlarged to image_size
+            by splines again, as the published recipes do; 0 keeps slices as they are.
     """
 
     image_size: int
@@ -56,12 +57,19 @@ class Input:
         picked = np.clip(np.arange(z - above, z + 1 + above), 0, volume.shape[0] - 1)
         scale = ScaleIntensityRange(*self.window, b_min=0.0, b_max=1.0, clip=True)
         pixels = np.asarray(scale(np.asarray(volume[picked], np.float32)))
-        square = self._resampled(padded(pixels), order=3)
+        square = padded(pixels)
+        if self.slice_size:
+            square = zoom_to(square, self.slice_size, order=3)
         return square if above else np.repeat(square, 3, 0)
 
     def labels(self, labels: UInt8[np.ndarray, "y x"]) -> UInt8[np.ndarray, "1 side side"]:
         """A label slice on the same square as `slices`."""
-        return self._resampled(padded(np.asarray(labels)[None]), order=0)
+        square = padded(np.asarray(labels)[None])
+        return zoom_to(square, self.slice_size, order=0) if self.slice_size else square
+
+    def enlarged(self, square: np.ndarray, order: int) -> np.ndarray:
+        """What `slices` or `labels` gave, at image_size where slice_size asks for splines; otherwise unchanged."""
+        return zoom_to(square, self.image_size, order) if self.slice_size else square
 
     def pixels(self, slices: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch 3 size size"]:
         """Slices in [0, 1] -> normalised pixels at the backbone's size."""
@@ -72,13 +80,6 @@ class Input:
             )
         mean, std = (slices.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (slices - mean) / std
-
-    def _resampled(self, square: np.ndarray, order: int) -> np.ndarray:
-        """By way of slice_size to image_size, as the published recipes do; a no-op without slice_size."""
-        if not self.slice_size:
-            return square
-        small = zoom_to(square, self.slice_size, order)
-        return zoom_to(small, self.image_size, order)
 
 
 def padded(slices: np.ndarray) -> np.ndarray:
@@ -115,7 +116,7 @@ def predict_volume(model: nn.Module, volume: Int[np.ndarray, "z y x"], input: In
     result = np.empty(volume.shape, np.uint8)
     for start in range(0, depth, BATCH):
         stop = min(start + BATCH, depth)
-        slices = np.stack([input.slices(volume, z) for z in range(start, stop)])
+        slices = np.stack([input.enlarged(input.slices(volume, z), order=3) for z in range(start, stop)])
         logits = model(input.pixels(torch.from_numpy(slices).to(device)))
         result[start:stop] = label_map(logits, rows, columns).cpu().numpy()
     return result

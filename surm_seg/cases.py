@@ -6,7 +6,9 @@
     DATASET/cases/ID/label.npy  uint8, same axes; organ k of `labels` is k + 1; absent when unlabelled
     DATASET/cases/ID/case.json  the case's part of the manifest, so that preparing can be resumed
 
-A case folder appears by one rename and dataset.json after all of them: what can be seen is complete.
+A case folder appears by one rename and dataset.json after all of them: what can be seen is complete. A case that would
+replace another waits beside it as cases/.ID.new until the new manifest is there to be put in place, so that preparing
+again and failing leaves the old data set as it was.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -168,7 +171,7 @@ def write_case(
     labels: Sequence[str],
     inputs: Mapping[str, str],
 ) -> None:
-    """Store one case under `dataset`, replacing an older one of that id; atomic.
+    """Store one case under `dataset`; atomic. An older one of that id stays in use until `write_dataset`.
 
     Args:
         image: int16 HU.
@@ -177,6 +180,8 @@ def write_case(
     """
     assert CASE_ID.fullmatch(case_id) and image.voxels.dtype == np.int16
     final, building = dataset / "cases" / case_id, dataset / "cases" / f".{case_id}.part"
+    if final.exists():
+        final = _waiting(dataset, case_id)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     try:
@@ -198,10 +203,9 @@ def write_case(
             view = image.grid.lps(label)
             record["label_sha256"] = _save(building / "label.npy", view)
             record["histogram"] = label_histogram(view, labels)
-        _write_json(building / "case.json", record)
+        with replacing(building / "case.json") as file:
+            _write_json(file, record)
         if final.exists():
-            # The manifest that names the old arrays must not survive them.
-            (dataset / "dataset.json").unlink(missing_ok=True)
             shutil.rmtree(final)
         os.rename(building, final)
         sync_folder(final.parent)
@@ -211,20 +215,24 @@ def write_case(
 
 
 def finished(dataset: Path, case_id: str, inputs: Mapping[str, str]) -> bool:
-    """Whether this case is there, made from these inputs, and intact; costs one read of its arrays."""
-    try:
-        record = json.loads((dataset / "cases" / case_id / "case.json").read_bytes())
-        case = _case(dataset, record | {"split": "train"})
-        case.verify()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, Corrupt):
-        return False
-    return case.id == case_id and dict(case.inputs) == dict(inputs)
+    """Whether this case is there, made from these inputs, and intact; costs one read of its arrays.
+
+    A case that waits to replace it is looked at too, and removed where the one in place will do.
+    """
+    waiting = _waiting(dataset, case_id)
+    if _intact(dataset / "cases" / case_id, dataset, case_id, inputs):
+        shutil.rmtree(waiting, ignore_errors=True)
+        return True
+    return _intact(waiting, dataset, case_id, inputs)
 
 
 def write_dataset(
     dataset: Path, format: str, labels: Sequence[str], splits: Mapping[str, str], key: Mapping[str, Any] | None = None
 ) -> Dataset:
-    """Make the written cases a data set: case_key.json, then dataset.json, each atomic.
+    """Make the written cases a data set: replaced cases, case_key.json, then dataset.json.
+
+    What needs room on the disk is written first: an older data set survives until nothing but renames is left, and is
+    then without a manifest for as long as they take.
 
     Args:
         splits: case id -> train, val or test; the order is kept.
@@ -233,10 +241,9 @@ def write_dataset(
     records = []
     for case_id, split in splits.items():
         assert split in SPLITS
-        record = json.loads((dataset / "cases" / case_id / "case.json").read_bytes())
-        records.append({"id": case_id, "split": split, **record})
-    if key is not None:
-        _write_json(dataset / "case_key.json", dict(key), mode=0o600)
+        waiting = _waiting(dataset, case_id) / "case.json"
+        path = waiting if waiting.exists() else dataset / "cases" / case_id / "case.json"
+        records.append({"id": case_id, "split": split, **json.loads(path.read_bytes())})
     manifest = {
         "schema": SCHEMA,
         "protocol": PROTOCOL,
@@ -245,7 +252,11 @@ def write_dataset(
         "fingerprint": over_cases([record for record in records if record["split"] == "train"]),
         "cases": records,
     }
-    _write_json(dataset / "dataset.json", manifest)
+    with ExitStack() as files:  # closed last to first: the manifest is the last to appear
+        _write_json(files.enter_context(replacing(dataset / "dataset.json")), manifest)
+        if key is not None:
+            _write_json(files.enter_context(replacing(dataset / "case_key.json", 0o600)), dict(key))
+        _put_in_place(dataset, splits)
     return Dataset.open(dataset)
 
 
@@ -262,6 +273,35 @@ def _case(dataset: Path, record: Mapping[str, Any]) -> Case:
     stored = {field.name: record[field.name] for field in fields(Case) if field.name != "folder"}
     stored |= {"folder": dataset / "cases" / record["id"], "grid": Grid.from_json(record["grid"])}
     return Case(**stored)
+
+
+def _waiting(dataset: Path, case_id: str) -> Path:
+    """Where a case waits that will replace the one in place."""
+    return dataset / "cases" / f".{case_id}.new"
+
+
+def _put_in_place(dataset: Path, case_ids: Iterable[str]) -> None:
+    """Replace cases by those that wait for it; one that waits in vain, for a case no longer asked for, is removed."""
+    waiting = {_waiting(dataset, case_id): dataset / "cases" / case_id for case_id in case_ids}
+    for new in (dataset / "cases").glob(".*.new"):
+        if new in waiting:
+            # The manifest that names the old arrays must not survive them.
+            (dataset / "dataset.json").unlink(missing_ok=True)
+            shutil.rmtree(waiting[new], ignore_errors=True)
+            os.rename(new, waiting[new])
+        else:
+            shutil.rmtree(new)
+    sync_folder(dataset / "cases")
+
+
+def _intact(folder: Path, dataset: Path, case_id: str, inputs: Mapping[str, str]) -> bool:
+    try:
+        record = json.loads((folder / "case.json").read_bytes())
+        case = replace(_case(dataset, record | {"split": "train"}), folder=folder)
+        case.verify()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, Corrupt):
+        return False
+    return case.id == case_id and dict(case.inputs) == dict(inputs)
 
 
 def _save(path: Path, view: np.ndarray) -> str:
@@ -281,6 +321,6 @@ def _save(path: Path, view: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _write_json(path: Path, data: Mapping[str, Any], mode: int = 0o666) -> None:
-    with replacing(path, mode) as file:
-        file.write(json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
+def _write_json(file: BinaryIO, data: Mapping[str, Any]) -> None:
+    file.write(json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
+    file.flush()

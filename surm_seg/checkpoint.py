@@ -67,12 +67,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
             content = (path / name).read_bytes()
             if hashlib.sha256(content).hexdigest() != digest:
                 raise Corrupt(
-                    "checkpoint-digest", f"{path / name} has changed since it was written; use an earlier checkpoint."
+                    "checkpoint-digest",
+                    f"{path / name} has changed since it was written; delete {path.name} and resume.",
                 )
             files[name.removesuffix(".safetensors")] = load(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Corrupt(
-            "checkpoint-unreadable", f"{path} is not a complete checkpoint ({error}); use an earlier one."
+            "checkpoint-unreadable",
+            f"{path} is incomplete or damaged ({type(error).__name__}); delete it and resume again.",
         ) from error
     return files, state
 

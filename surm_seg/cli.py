@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +21,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from surm_seg.errors import NoDevice, SurmError
+from surm_seg.errors import BadInput, NoDevice, SurmError
 
 SOME_CASES_FAILED = 5
 INTERRUPTED = 130
@@ -41,7 +44,7 @@ class Common:
         output: where to write; each command names its default.
         device: auto, cpu, cuda or cuda:N.
         seed: every random choice follows from it.
-        dry_run: check data, memory and plan, write nothing.
+        dry_run: check data, memory and plan; write nothing (weights may still be converted into the cache).
         quiet: print errors only.
         debug: show the traceback of an error.
     """
@@ -106,6 +109,21 @@ def device_named(name: str) -> str:
     return name
 
 
+def check_memory(needed: int, device: str) -> int:
+    """0 where `needed` bytes are free on the device; raises NoDevice where they are not."""
+    import psutil
+    import torch
+
+    free = torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
+    if needed > free:
+        raise NoDevice(
+            "memory",
+            f"A training step needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free on {device}; "
+            "lower --batch_size or --image_size.",
+        )
+    return 0
+
+
 def _normalised(arguments: Sequence[str], flags: set[str]) -> list[str]:
     """Dashes and underscores mean the same in option names, and a flag needs no value: --dry-run = --dry_run=true."""
     result: list[str] = []
@@ -144,10 +162,11 @@ def parse(
     configs = config if isinstance(config, tuple) else (config,)
     flags = {field.name for part in configs for field in fields(part) if field.type in (bool, "bool")}
     words = _normalised(arguments, flags)
-    if positional and words and not words[0].startswith("-"):
-        words[0] = f"--{positional}={words[0]}"
+    if positional:
+        default = next(f.default for part in configs for f in fields(part) if f.name == positional)
+        parser.add_argument(positional, type=str, nargs="?", default=default)
     for part in configs:
-        parser.add_class_arguments(part, None)
+        parser.add_class_arguments(part, None, skip={positional} if positional else None)
     if defaults:
         parser.set_defaults(defaults)
     parsed: Namespace = parser.parse_args(words)
@@ -158,7 +177,8 @@ def parse(
 def run(body: Callable[[], int | None], *, debug: bool = False) -> int:
     """Call a command's body and turn what it raises into an exit status and one sentence on standard error."""
     try:
-        return body() or 0
+        with _sigterm_interrupts():
+            return body() or 0
     except SurmError as error:
         if debug:
             raise
@@ -167,11 +187,34 @@ def run(body: Callable[[], int | None], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        if debug:
+            raise
+        print(
+            f"error [file]: {error.filename or 'a file'}: {error.strerror or error}; check the path.", file=sys.stderr
+        )
+        return BadInput.exit_status
     except Exception as error:
         if debug:
             raise
+        if type(error).__name__ == "OutOfMemoryError":
+            print(f"error [memory]: {error}; lower --batch_size or --image_size.".splitlines()[0], file=sys.stderr)
+            return NoDevice.exit_status
         print(f"error [unexpected]: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM acts as Ctrl-C; outside the main thread signals belong to somebody else."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from surm_seg.checkpoint import checkpoints
 from surm_seg.errors import BadConfig, SurmError
-from surm_seg.task import Order, Record, Samples, Task
+from surm_seg.task import Order, Record, Samples, Task, collated
 from surm_seg.training_state import TrainingState
 
 MAX_BAD_STEPS = 3
@@ -65,6 +65,9 @@ class EngineConfig:
         for name in ("steps", "batch_size", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise BadConfig("engine-option", f"--{name} {getattr(self, name)} must be at least 1.")
+        for name in ("weight_decay", "warmup", "power", "horizon", "clip", "validate_every", "workers"):
+            if getattr(self, name) < 0:
+                raise BadConfig("engine-option", f"--{name} {getattr(self, name)} must not be negative.")
         if self.learning_rate <= 0:
             raise BadConfig("engine-option", f"--learning_rate {self.learning_rate} must be positive.")
 
@@ -139,10 +142,14 @@ def fit(
         generator=torch.Generator().manual_seed(seed),  # else starting to load moves the global random state
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
+        worker_init_fn=_leave_signals_to_the_parent,
+        collate_fn=collated,
     )
     task.model.train()
     with _log(folder, state.step) as log, _interruption() as interrupted:
         for batch in loader:
+            if isinstance(batch, SurmError):
+                raise batch
             factor = config.rate(state.step)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * factor
@@ -244,3 +251,9 @@ def _interruption() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to the whole process group must not kill the loaders before the step is finished and saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

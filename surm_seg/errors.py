@@ -18,8 +18,11 @@ class SurmError(Exception):
     exit_status = 1
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)  # both, so that an error survives the way out of a worker process
         self.code = code
+
+    def __str__(self) -> str:
+        return self.args[1]
 
 
 class BadConfig(SurmError):

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
-import yaml
 from scipy.ndimage import affine_transform
 
 from surm_seg import cli
 from surm_seg.errors import BadConfig, BadInput, SurmError
-from surm_seg.labels import SYNAPSE, LabelMap
+from surm_seg.labels import SYNAPSE, LabelMap, read_table
 from surm_seg.metrics import NSD_TOLERANCE_MM, PROTOCOLS
 from surm_seg.report import Row, dice_table, score_pair, write_scores
-from surm_seg.volume import Grid, Volume, read_grid, read_labels
+from surm_seg.volume import ENDINGS, Grid, Volume, bare_name, read_grid, read_labels, replacing, stem
 
 __all__ = ["EvaluateConfig", "evaluate", "label_table", "main", "match", "score_pair"]
 
-ENDINGS = (".nii.gz", ".nii")
-
-# What may differ between the names of an image, its reference and its prediction: img0001, label0001, case0001_seg.
-_NAME = re.compile(r"(?:img|label|case)?(.+?)(?:_0000|_gt|_seg)*")
+MAX_NAMED = 8  # files named where none has a counterpart
+MAX_PUBLIC_DIGITS = 4  # img0001 numbers a volume of a data set; longer numbers may be a patient's
 
 
 @dataclass
@@ -35,7 +33,8 @@ class EvaluateConfig(cli.Common):
     """Score predicted label maps against references.
 
     Args:
-        output: folder for cases.csv and summary.json; default `scores` beside the prediction folder.
+        output: folder for cases.csv and summary.json; default `scores` beside the prediction folder, or `evaluation`
+            where those are a training run's own.
         prediction: a .nii or .nii.gz label map, or a folder of them.
         reference: the same; files of equal name belong together, two single files always do.
         labels: synapse, or a YAML file `value: organ` (an empty organ is background), for both sides.
@@ -43,6 +42,7 @@ class EvaluateConfig(cli.Common):
         nsd_tolerance: mm within which two surfaces agree.
         resample: bring a prediction on another grid to the reference's by nearest neighbour, instead of refusing it.
         workers: threads; default is one per CPU.
+        keep_names: use file names as case names; they may identify patients.
     """
 
     prediction: Path | None = None
@@ -52,11 +52,12 @@ class EvaluateConfig(cli.Common):
     nsd_tolerance: float = NSD_TOLERANCE_MM
     resample: bool = False
     workers: int | None = None
+    keep_names: bool = False
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A case: its name, which is the prediction's without the ending, and its two files."""
+    """A case: its name in the scores, and its two files."""
 
     case: str
     prediction: Path
@@ -67,8 +68,9 @@ class Pair:
 class Failure:
     """Why a case has no scores."""
 
-    case: str
-    error: SurmError
+    pair: Pair
+    code: str
+    sentence: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +83,15 @@ def evaluate(config: EvaluateConfig) -> int:
     prediction, reference = _checked(config)
     reporter = cli.Reporter(config.quiet)
     table = label_table(config.labels)
-    pairs, left_over = match(prediction, reference)
+    output = _output(config, prediction)
+    pairs, left_over = match(prediction, reference, keep_names=config.keep_names)
+    if not pairs:
+        for sentence in left_over[:MAX_NAMED]:
+            print(f"error [unmatched]: {sentence}", file=sys.stderr)
+        sentence = (
+            f"No file of {prediction} matches one of {reference} by name; name predictions like their references."
+        )
+        raise BadInput("none-matched", sentence)
     for sentence in left_over:
         reporter.say(sentence)
     workers = config.workers or os.cpu_count() or 1
@@ -92,16 +102,20 @@ def evaluate(config: EvaluateConfig) -> int:
         finished = list(reporter.track(outcomes, title, len(pairs)))
     failures = [outcome for outcome in finished if isinstance(outcome, Failure)]
     for failure in failures:
-        print(f"error [{failure.error.code}]: {failure.case}: {failure.error}", file=sys.stderr)
+        print(f"error [{failure.code}]: {stem(failure.pair.prediction)}: {failure.sentence}", file=sys.stderr)
     if len(failures) == len(pairs):
         return BadInput.exit_status
     if config.dry_run:
         reporter.say(f"dry run: {len(pairs) - len(failures)} of {len(pairs)} cases can be scored; nothing written")
     else:
-        folder = prediction if prediction.is_dir() else prediction.parent
-        output = config.output or folder.resolve().parent / "scores"
         rows = [row for outcome in finished if not isinstance(outcome, Failure) for row in outcome]
-        summary = write_scores(output, rows, nsd_tolerance=config.nsd_tolerance)
+        try:
+            summary = write_scores(output, rows, nsd_tolerance=config.nsd_tolerance)
+            if not config.keep_names:
+                _write_key(output, pairs)
+        except OSError as error:
+            sentence = f"{output} cannot be written ({error.strerror}); choose --output or free space."
+            raise BadInput("output", sentence) from error
         reporter.say(dice_table(summary))
         reporter.say(
             f"{len(pairs) - len(failures)} of {len(pairs)} cases scored; cases.csv and summary.json in {output}"
@@ -110,48 +124,44 @@ def evaluate(config: EvaluateConfig) -> int:
 
 
 def label_table(labels: str) -> LabelMap:
-    """The label table `synapse`, or the one in a YAML file `value: organ`; raises BadConfig."""
+    """The label table `synapse`, or that of a YAML file; raises BadConfig."""
     if labels == "synapse":
         return LabelMap(SYNAPSE, dict(enumerate(SYNAPSE, 1)))
-    try:
-        table = yaml.safe_load(Path(labels).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        sentence = f"--labels {labels} cannot be read; give synapse or a YAML file `value: organ`."
-        raise BadConfig("label-table", sentence) from error
-    if not isinstance(table, dict) or not all(
-        type(value) is int and value >= 0 and (organ is None or isinstance(organ, str))
-        for value, organ in table.items()
-    ):
-        raise BadConfig("label-table", f"{labels} is no label table; write one line `value: organ` per label.")
-    raw = {value: table[value] or None for value in sorted(table) if value != 0}
-    return LabelMap(tuple(dict.fromkeys(organ for organ in raw.values() if organ)), raw)
+    return read_table(Path(labels))
 
 
-def match(prediction: Path, reference: Path) -> tuple[list[Pair], list[str]]:
+def match(prediction: Path, reference: Path, *, keep_names: bool = False) -> tuple[list[Pair], list[str]]:
     """Files that belong together, by name, and a sentence about every file that has no counterpart or several.
 
     Names are compared without their ending, the prefixes img, label and case, and the suffixes _0000, _gt and _seg.
-    Two single files are a pair whatever their names. Raises BadInput where nothing matches.
+    Two single files are a pair whatever their names. A case is called after the prediction with `keep_names`, after its
+    number in img0001, label0001 or case0001, which identifies nobody, and else case001, ... in the order of the names.
     """
     predictions, references = _volumes(prediction), _volumes(reference)
     if prediction.is_file() and reference.is_file():
-        return [Pair(_stem(prediction), prediction, reference)], []
-    pairs, left_over = [], []
-    for name in sorted({*predictions, *references}):
-        ours, theirs = predictions.get(name, []), references.get(name, [])
-        if len(ours) == len(theirs) == 1:
-            pairs.append(Pair(_stem(ours[0]), ours[0], theirs[0]))
-        elif len(ours) > 1 or len(theirs) > 1:
-            files = ", ".join(str(path) for path in (*ours, *theirs))
-            left_over.append(f"not scored, because their names are ambiguous: {files}")
-        else:
-            left_over.append(f"not scored, because there is no counterpart: {(*ours, *theirs)[0]}")
-    if not pairs:
-        sentence = (
-            f"No file of {prediction} matches one of {reference} by name; name predictions like their references."
-        )
-        raise BadInput("none-matched", " ".join([sentence, *left_over[:4]]))
+        found, left_over = {bare_name(prediction): (prediction, reference)}, []
+    else:
+        found, left_over = {}, []
+        for name in sorted({*predictions, *references}):
+            ours, theirs = predictions.get(name, []), references.get(name, [])
+            if len(ours) == len(theirs) == 1:
+                found[name] = (ours[0], theirs[0])
+            elif len(ours) > 1 or len(theirs) > 1:
+                files = ", ".join(str(path) for path in (*ours, *theirs))
+                left_over.append(f"not scored, because their names are ambiguous: {files}")
+            else:
+                left_over.append(f"not scored, because there is no counterpart: {(*ours, *theirs)[0]}")
+    public = {name: f"case{name}" for name in found if _is_public(name)}
+    free = (case for case in (f"case{n:03d}" for n in count(1)) if case not in public.values())
+    pairs = []
+    for name, (ours, theirs) in found.items():
+        case = stem(ours) if keep_names else public[name] if name in public else next(free)
+        pairs.append(Pair(case, ours, theirs))
     return pairs, left_over
+
+
+def _is_public(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) <= MAX_PUBLIC_DIGITS
 
 
 def _checked(config: EvaluateConfig) -> tuple[Path, Path]:
@@ -169,6 +179,23 @@ def _checked(config: EvaluateConfig) -> tuple[Path, Path]:
     return config.prediction, config.reference
 
 
+def _output(config: EvaluateConfig, prediction: Path) -> Path:
+    """Where the scores go; raises BadConfig where they would mix with a prepared data set, whose key they share."""
+    folder = (prediction if prediction.is_dir() else prediction.parent).resolve().parent
+    # config.yaml: the folder of a training run, whose scores are its own.
+    output = config.output or folder / ("evaluation" if (folder / "config.yaml").exists() else "scores")
+    if (output / "dataset.json").exists():
+        raise BadConfig("output", f"{output} holds a data set; choose another --output.")
+    return output
+
+
+def _write_key(folder: Path, pairs: Sequence[Pair]) -> None:
+    """The user's own file names by case, for the user only."""
+    key = {pair.case: [pair.prediction.name, pair.reference.name] for pair in pairs}
+    with replacing(folder / "case_key.json", 0o600) as file:
+        file.write(json.dumps(key, indent=1).encode() + b"\n")
+
+
 def _volumes(path: Path) -> dict[str, list[Path]]:
     """The NIfTI files that a file or folder stands for, by the part of their name that identifies the case."""
     if not path.exists():
@@ -178,20 +205,19 @@ def _volumes(path: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for file in sorted(files):
         if file.name.lower().endswith(ENDINGS):
-            identity = _NAME.fullmatch(_stem(file))
-            found.setdefault(identity[1] if identity else "", []).append(file)
+            found.setdefault(bare_name(file), []).append(file)
     return found
-
-
-def _stem(path: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
 
 
 def _outcome(body: Callable[..., list[Row]], pair: Pair, config: EvaluateConfig) -> list[Row] | Failure:
     try:
         return body(pair, config)
     except SurmError as error:
-        return Failure(pair.case, error)
+        return Failure(pair, error.code, str(error))
+    except OSError as error:
+        return Failure(pair, "unreadable", f"it cannot be read ({error.strerror}); check the disk and rights.")
+    except MemoryError:
+        return Failure(pair, "memory", "it does not fit into memory; give fewer --workers, or crop the volume.")
 
 
 def _check_grids(pair: Pair, config: EvaluateConfig) -> list[Row]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import yaml
 
 from surm_seg.errors import BadConfig, BadInput
 
@@ -65,3 +67,28 @@ class LabelMap:
             if organ is not None:
                 table[value] = self.names.index(organ) + 1
         return table[voxels]
+
+
+def read_table(path: Path, classes: Mapping[int, str] | None = None) -> LabelMap:
+    """The label table of a YAML file: `value: organ` in each line, an empty organ is background. Raises BadConfig.
+
+    Args:
+        classes: the source's own class name by raw value; the file may then name classes instead of values.
+    """
+    try:
+        table = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        sentence = f"{path} cannot be read as a label table; write one line `value: organ` per label."
+        raise BadConfig("label-table", sentence) from error
+    if not isinstance(table, dict) or not all(organ is None or isinstance(organ, str) for organ in table.values()):
+        raise BadConfig("label-table", f"{path} is no label table; write one line `value: organ` per label.")
+    if all(type(value) is int and value >= 0 for value in table):
+        raw = {value: table[value] or None for value in sorted(table) if value != 0}
+    elif classes is not None and all(isinstance(name, str) for name in table):
+        unknown = sorted(set(table) - set(classes.values()))
+        if unknown:
+            raise BadConfig("label-table", f"{path} names classes that the source does not have: {unknown[:5]}.")
+        raw = {value: table.get(name) or None for value, name in sorted(classes.items())}
+    else:
+        raise BadConfig("label-table", f"{path} must list whole numbers from 0 up, or the source's own class names.")
+    return LabelMap(tuple(dict.fromkeys(organ for organ in raw.values() if organ)), raw)

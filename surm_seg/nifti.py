@@ -33,7 +33,7 @@ MAX_VOXELS = 512 * 512 * 1500
 MAX_EXTENSION_BYTES = 16 * 2**20
 """Longest stretch accepted between header and voxels; real label tables take 13 kB."""
 
-SUFFIXES = (".nii.gz", ".nii")
+ENDINGS = (".nii.gz", ".nii")
 HEADER_BYTES = 348
 FIRST_VOXEL = 352  # header and the four bytes that announce extensions
 SLAB_BYTES = 8 * 2**20
@@ -140,7 +140,7 @@ class NiftiFile:
 @contextmanager
 def opened(path: Path, max_voxels: int = MAX_VOXELS) -> Iterator[NiftiFile]:
     """Open a .nii or .nii.gz file and read its header; raises BadInput for anything that is not one."""
-    if not path.name.lower().endswith(SUFFIXES):
+    if not path.name.lower().endswith(ENDINGS):
         raise BadInput("not-nifti", f"{path} is not named .nii or .nii.gz; convert it to NIfTI.")
     try:
         # NONBLOCK: opening a FIFO must not hang. NOFOLLOW: a link could lead out of the folder the user named.

@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,9 +17,8 @@ import numpy as np
 from surm_seg import cli
 from surm_seg.cases import file_digest
 from surm_seg.errors import BadConfig, BadInput, SurmError
-from surm_seg.volume import Volume, read_grid, read_image, replacing, write_labels
-
-ENDINGS = (".nii", ".nii.gz")
+from surm_seg.provenance import provenance
+from surm_seg.volume import ENDINGS, Volume, read_grid, read_image, replacing, write_labels
 
 
 @dataclass
@@ -27,13 +26,13 @@ class PredictConfig(cli.Common):
     """Segment NIfTI volumes with a trained run.
 
     Args:
-        output: folder for the label maps (named like their inputs), manifest.json and volumes; default RUN/predictions.
+        output: folder for the label maps, named like their inputs, and manifest.json; default predictions/RUN.
         run: run folder that `train` wrote.
         input: a .nii or .nii.gz file, or a folder of them.
     """
 
-    run: Path = Path()
-    input: Path = Path()
+    run: Path | None = None
+    input: Path | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,50 +42,81 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(config: PredictConfig) -> int:
-    """Run a parsed command; a failed case is listed and never stops the others."""
+    """Run a parsed command; a failed case is listed and never stops the others, a finished one is not repeated."""
+    if config.run is None or config.input is None:
+        raise BadConfig("missing-option", "Give both --run RUN and --input FILE or FOLDER.")
     reporter = cli.Reporter(config.quiet)
     files = inputs(config.input)
-    output = config.output or config.run / "predictions"
+    output = config.output or Path("predictions") / config.run.resolve().name
     taken = {file.resolve() for file in files}
     if any((output / file.name).resolve() in taken for file in files):
         raise BadConfig("predict-output", f"--output {output} is where the inputs are; choose another folder.")
-    inference = importlib.import_module("pipelines.inference")
-    trained = inference.load_run(config.run, cli.device_named(config.device))
+    device = cli.device_named(config.device)
+    trained = importlib.import_module("pipelines.inference").load_run(config.run, device)
     if config.dry_run:
-        voxels = sum(prod(read_grid(file).shape) for file in files)
-        reporter.say(f"dry run: {len(files)} volumes, {voxels / 1e6:.1f} M voxels, to {output}; nothing written")
-        return 0
+        outcomes = [attempt(lambda file=file: read_grid(file).shape, file) for file in files]
+        good = [shape for shape in outcomes if isinstance(shape, tuple)]
+        reporter.say(
+            f"dry run: {len(good)} of {len(files)} volumes, {sum(map(prod, good)) / 1e6:.1f} M voxels, to {output}"
+        )
+        return status(len(good), len(files))
     output.mkdir(parents=True, exist_ok=True)
+    facts = {"run": trained.facts, "precision": trained.precision, "labels": list(trained.labels), "device": device}
+    done = finished(output / "manifest.json", trained.facts)
     cases: list[dict[str, Any]] = []
     for file in reporter.track(files, "predicting", len(files)):
-        start = time.monotonic()
-        try:
-            volume = read_image(file)
-            found = trained(volume.lps())
-            write_labels(output / file.name, volume.grid.restore(found), volume.grid)
-        except SurmError as error:
-            print(f"error [{error.code}]: {error}", file=sys.stderr)
-            cases.append({"input": file_digest(file) if file.is_file() else None, "error": error.code})
-            continue
-        volumes = volumes_ml(found, trained.labels, volume)
-        cases.append(
-            {
-                "input": file_digest(file),
-                "output": file_digest(output / file.name),
-                "volumes_ml": volumes,
-                "seconds": round(time.monotonic() - start, 3),
-            }
-        )
-        listed = ", ".join(f"{organ} {ml:.0f} mL" for organ, ml in volumes.items() if ml)
-        reporter.say(f"{file.name}: {listed or 'no organ found'}")
-    manifest = {"run": trained.facts, "precision": trained.precision, "labels": list(trained.labels), "cases": cases}
-    with replacing(output / "manifest.json") as out:
-        out.write(json.dumps(manifest, indent=1).encode() + b"\n")
-    failed = sum("error" in case for case in cases)
-    reporter.say(f"{len(files) - failed} of {len(files)} volumes segmented; label maps and manifest.json in {output}")
-    if failed == len(files):
-        return BadInput.exit_status
-    return cli.SOME_CASES_FAILED if failed else 0
+        outcome = attempt(lambda file=file: segment(file, output / file.name, trained, done), file)
+        cases.append({"error": outcome} if isinstance(outcome, str) else outcome)
+        content = {**facts, **provenance(), "cases": cases}
+        with replacing(output / "manifest.json") as out:
+            out.write(json.dumps(content, indent=1).encode() + b"\n")
+        if not isinstance(outcome, str):
+            found = ", ".join(f"{organ} {ml:.0f} mL" for organ, ml in outcome["volumes_ml"].items() if ml)
+            reporter.say(f"{file.name}: {found or 'no organ found'}")
+    good = sum("error" not in case for case in cases)
+    reporter.say(f"{good} of {len(files)} volumes segmented; label maps and manifest.json in {output}")
+    return status(good, len(files))
+
+
+def segment(file: Path, target: Path, trained: Any, done: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Write one label map; returns its entry of the manifest, the earlier one where nothing has changed."""
+    digest, start = file_digest(file), time.monotonic()
+    before = done.get(digest)
+    if before and target.is_file() and file_digest(target) == before["output"]:
+        return before
+    volume = read_image(file)
+    found = trained(volume.lps())
+    write_labels(target, volume.grid.restore(found), volume.grid)
+    volumes = volumes_ml(found, trained.labels, volume)
+    seconds = round(time.monotonic() - start, 3)
+    return {"input": digest, "output": file_digest(target), "volumes_ml": volumes, "seconds": seconds}
+
+
+def attempt(work: Callable[[], Any], file: Path) -> Any:
+    """What the work returns, or, after a line on standard error, the code of what stopped it."""
+    try:
+        return work()
+    except (SurmError, OSError, MemoryError) as error:
+        code = error.code if isinstance(error, SurmError) else type(error).__name__
+        print(f"error [{code}]: {file.name}: {error}", file=sys.stderr)
+        return code
+
+
+def status(good: int, total: int) -> int:
+    """Exit status of a batch."""
+    if good == total:
+        return 0
+    return cli.SOME_CASES_FAILED if good else BadInput.exit_status
+
+
+def finished(manifest: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Input digest -> entry, of a manifest that the same run wrote; {} without one."""
+    try:
+        content = json.loads(manifest.read_text())
+        same = content["run"]["adapter_sha256"] == facts["adapter_sha256"]
+        return {case["input"]: case for case in content["cases"] if same and "error" not in case}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def inputs(path: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """`surm-seg prepare SOURCE`: CT volumes and labels -> a prepared data set (see cases.py).
 
 Everything about the layout is checked before anything is written. Cases are prepared in parallel, each appears by one
-rename, and a second run goes on where the first one stopped.
+rename, and a second run goes on where the first one stopped. A run that fails leaves an older data set in that folder
+as it was, and says which files it could not use.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from math import prod
@@ -99,12 +100,18 @@ class Plan:
 
 def plan(config: PrepareConfig) -> Plan:
     """Find the format and list the cases; reads no voxels and writes nothing. Raises BadInput or BadConfig."""
+    if config.workers is not None and config.workers < 1:
+        raise BadConfig("workers", f"--workers {config.workers} must be 1 or more.")
     formats = importlib.import_module("pipelines.formats")
     output = config.output or Path("data") / Path(config.source).resolve().name
     _check_output(output, Path(config.source))
     wanted = {field.name: getattr(config, field.name) for field in fields(formats.Options) if field.name != "output"}
     options = formats.Options(output=output, **wanted)
-    source = formats.read(Path(config.source), config.format, options)
+    try:
+        source = formats.read(Path(config.source), config.format, options)
+    except OSError as error:
+        sentence = f"{error.filename or config.source} cannot be read ({error.strerror}); check name and rights."
+        raise BadInput("source", sentence) from error
     jobs = []
     for number, case in enumerate(source.cases, 1):
         case_id = case.name if source.public or config.keep_names else f"case{number:03d}"
@@ -120,7 +127,20 @@ def prepare(config: PrepareConfig, reporter: cli.Reporter) -> Dataset:
 
 
 def carry_out(planned: Plan, workers: int, reporter: cli.Reporter) -> Dataset:
-    """Generate, prepare and write what the plan says; the manifest comes last."""
+    """Generate, prepare and write what the plan says; the manifest comes last. Raises BadInput."""
+    try:
+        dataset = _carry_out(planned, workers, reporter)
+    except OSError as error:
+        sentence = f"{planned.output} cannot be written ({error.strerror}); choose --output or free space."
+        raise BadInput("output", sentence) from error
+    absent = [organ for organ in dataset.labels if not any((c.histogram or {}).get(organ) for c in dataset.cases)]
+    if absent:
+        reporter.say(f"note: no case contains {', '.join(absent)}; check the label table")
+    reporter.say(f"{planned.summary}: {planned.output}")
+    return dataset
+
+
+def _carry_out(planned: Plan, workers: int, reporter: cli.Reporter) -> Dataset:
     output, source = planned.output, planned.source
     generating = [case.generate for case in source.cases if case.generate]
     if not generating:
@@ -133,12 +153,7 @@ def carry_out(planned: Plan, workers: int, reporter: cli.Reporter) -> Dataset:
         cases = {job.case_id: case for job, case in zip(planned.jobs, source.cases, strict=True)}
         splits = {case_id: case.split for case_id, case in cases.items()}
         key = {case_id: [c.name, str(c.image), *(str(file.path) for file in c.labels)] for case_id, c in cases.items()}
-        dataset = write_dataset(output, source.format, source.organs, splits, key)
-    absent = [organ for organ in dataset.labels if not any((c.histogram or {}).get(organ) for c in dataset.cases)]
-    if absent:
-        reporter.say(f"note: no case contains {', '.join(absent)}; check the label table")
-    reporter.say(f"{planned.summary}: {output}")
-    return dataset
+        return write_dataset(output, source.format, source.organs, splits, key)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -227,34 +242,41 @@ def _check_output(output: Path, source: Path) -> None:
 
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    """Hold the output folder; raises BadInput while another process does, or where it cannot be written."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        file = open(output / ".lock", "a+")  # noqa: SIM115
-    except OSError as error:
-        raise BadInput("output", f"{output} cannot be written ({error.strerror}); choose --output.") from error
-    with file:
+    """Hold the output folder; raises BadInput while another process does. What stays empty is removed at the end."""
+    lock, made = output / ".lock", not output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                raise BlockingIOError  # its holder finished, and removed it, between our open and flock
         except BlockingIOError as error:
             file.seek(0)
             raise BadInput("busy", f"{output} is being prepared by process {file.read()}; wait for it.") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            for folder in [output / "cases", output] if made else [output / "cases"]:
+                with suppress(OSError):  # not empty, or never made
+                    folder.rmdir()
 
 
 def _run(tasks: Sequence[Callable[[], None]], title: str, workers: int, reporter: cli.Reporter) -> None:
-    """Run all tasks, also after one failed, so that every bad file is named; raises BadInput then."""
+    """Run all tasks, also after one failed, so that every bad file is named on standard error; raises BadInput then."""
     outcomes = _outcomes(tasks, min(workers, len(tasks)))
     refused = [outcome for outcome in reporter.track(outcomes, title, len(tasks)) if outcome is not None]
     if len(refused) == 1:
         kind, code, sentence = refused[0]
         raise kind(code, sentence)
     if refused:
-        sentences = " ".join(sentence for _, _, sentence in refused)
-        raise BadInput("cases-failed", f"{len(refused)} cases cannot be used. {sentences}")
+        for _, code, sentence in refused:
+            print(f"error [{code}]: {sentence}", file=sys.stderr)
+        counted = f"{len(refused)} of {len(tasks)} cases could not be prepared"
+        raise BadInput("cases-failed", f"{counted}; mend or remove the files named above.")
 
 
 def _outcomes(tasks: Sequence[Callable[[], None]], workers: int) -> Iterator[Refusal | None]:
@@ -280,6 +302,8 @@ def _outcome(task: Callable[[], None]) -> Refusal | None:
         return type(error), error.code, str(error)
     except OSError as error:
         return BadInput, "disk", f"{error.strerror} ({error.filename or 'while writing'}); free space or check rights."
+    except MemoryError:
+        return BadInput, "memory", "A case does not fit into memory; give fewer --workers, or crop the volume."
     return None
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
+
+from surm_seg.errors import SurmError
 
 Batch = dict[str, Tensor]
 Record = dict[str, float]
@@ -40,15 +42,23 @@ class Task(ABC):
         """Measurements of the model in eval mode; `score` (higher is better) chooses the best checkpoint."""
 
 
-class Samples(Dataset[Batch]):
+class Samples(Dataset[Batch | SurmError]):
     """A task's samples by (index, position in the whole training); the position seeds the sample's random choices."""
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task, self.seed = task, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch:
+    def __getitem__(self, key: tuple[int, int]) -> Batch | SurmError:
         index, position = key
-        return self.task.sample(index, np.random.default_rng([self.seed, 1, position]))
+        try:
+            return self.task.sample(index, np.random.default_rng([self.seed, 1, position]))
+        except SurmError as error:  # raised in the main process, where its type and sentence are kept
+            return error
+
+
+def collated(samples: list[Batch | SurmError]) -> Batch | SurmError:
+    """Samples stacked to a batch, or the first error among them."""
+    return next((sample for sample in samples if isinstance(sample, SurmError)), None) or default_collate(samples)
 
 
 class Order(Sampler[list[tuple[int, int]]]):

@@ -15,13 +15,10 @@ import argparse
 import dataclasses
 import importlib
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,13 +26,19 @@ from typing import Any
 import yaml
 
 from surm_seg import cli
+from surm_seg.checkpoint import checkpoints
 from surm_seg.engine import EngineConfig, fast_precision, fit
 from surm_seg.errors import BadConfig
 from surm_seg.prepare import PrepareConfig, plan, prepare, show
+from surm_seg.provenance import provenance
 from surm_seg.task import Record
+from surm_seg.volume import replacing
 
 PHANTOM = "phantom"
-PACKAGES = ("surm-seg", "torch", "monai", "peft", "transformers", "accelerate", "nibabel", "segment-anything", "numpy")
+NOT_STORED = ("output", "resume", "dry_run", "quiet", "debug")
+"""Options of one call, not of the run."""
+MAY_CHANGE = ("workers", "device")
+"""Options that a resumed run may be given anew, because the data do not depend on them."""
 
 
 @dataclass
@@ -76,11 +79,17 @@ def _first_look(arguments: Sequence[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in ("--task", "--recipe", "--config"):
         parser.add_argument(name)
-    given = vars(parser.parse_known_args(list(arguments))[0])
+    try:
+        given = vars(parser.parse_known_args(list(arguments))[0])
+    except argparse.ArgumentError as error:
+        raise BadConfig("option", f"{error.argument_name} {error.message}.") from error
     path = given.pop("config")
-    if path and not Path(path).is_file():
-        raise BadConfig("config-file", f"--config {path} does not exist.")
-    stored = (yaml.safe_load(Path(path).read_text()) or {}) if path else {}
+    try:
+        stored = (yaml.safe_load(Path(path).read_text()) or {}) if path else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BadConfig("config-file", f"--config {path} cannot be read as YAML; check the file.") from error
+    if not isinstance(stored, dict):
+        raise BadConfig("config-file", f"--config {path} holds no options; write one `option: value` per line.")
     defaults = {"task": TrainConfig.task, "recipe": TrainConfig.recipe}
     return {name: given[name] or stored.get(name, default) for name, default in defaults.items()}
 
@@ -103,34 +112,42 @@ def train(task_type: ModuleType, config: TrainConfig, engine: EngineConfig, opti
     """Run a parsed command; returns its exit status."""
     import torch
 
+    if config.seed < 0:
+        raise BadConfig("seed", f"--seed {config.seed} must not be negative.")
     reporter = cli.Reporter(config.quiet)
     device = cli.device_named(config.device)
     run = config.output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.task}"
     if getattr(options, "data", None) == PHANTOM:
-        options.data = _phantom(config, reporter)
+        options.data = _phantom(config, task_type, options, reporter)
         if options.data is None:
             return 0
-    if engine.precision == "auto":
-        engine = dataclasses.replace(engine, precision=fast_precision(torch.device(device)))
-    resolved = {**asdict(config), **asdict(engine), **asdict(options), "output": run, "device": device}
-    _check_run_folder(run, resolved, config.resume)
+    before = _stored_config(run, config.resume)
+    if engine.precision == "auto":  # measured once: a run goes on in the precision it was started with
+        engine = dataclasses.replace(engine, precision=before.get("precision") or fast_precision(torch.device(device)))
+    resolved = _plain({**asdict(config), **asdict(engine), **asdict(options), "device": device})
+    resolved = {name: value for name, value in resolved.items() if name not in NOT_STORED}
+    _refuse_differences(run, "configuration", before, resolved)
     task = task_type.create(options, config.seed)
     reporter.say(task.describe())
+    facts = _plain(task.facts())
     if config.dry_run:
-        reporter.say(
-            f"dry run: {engine.steps} steps of {engine.batch_size} on {device}, {engine.precision}; nothing written"
-        )
-        return 0
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(_plain(resolved), sort_keys=False))
-    (run / "run.json").write_text(json.dumps({"task": config.task, **_provenance(), **task.facts()}, indent=1) + "\n")
+        needed = task.memory_needed(engine.batch_size, device)
+        reporter.say(f"dry run: {engine.steps} steps of {engine.batch_size} on {device}, {engine.precision}")
+        reporter.say(f"dry run: about {needed / 1e9:.1f} GB of memory for a step; nothing written")
+        return cli.check_memory(needed, device)
+    if config.resume:
+        _refuse_differences(run, "data or weights", json.loads((run / "run.json").read_text()), facts)
+    else:
+        run.mkdir(parents=True, exist_ok=True)
+        _write(run / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        _write(run / "run.json", json.dumps({"task": config.task, **provenance(), **facts}, indent=1) + "\n")
     result = fit(
         task,
         engine,
         run,
         seed=config.seed,
         device=device,
-        resume=config.resume,
+        resume=config.resume and bool(checkpoints(run / "checkpoints")),  # it may have died before its first save
         report=_progress(reporter, engine.steps),
     )
     best = "" if result.best_score is None else f", best score {result.best_score:.4f} at step {result.best_step}"
@@ -138,7 +155,7 @@ def train(task_type: ModuleType, config: TrainConfig, engine: EngineConfig, opti
     return task.finish(run, device, reporter.track, reporter.say)
 
 
-def _phantom(config: TrainConfig, reporter: cli.Reporter) -> str | None:
+def _phantom(config: TrainConfig, task_type: ModuleType, options: Any, reporter: cli.Reporter) -> str | None:
     """The generated data set, prepared on first use; None where a dry run only names what would be done."""
     folder = Path("data") / PHANTOM
     if (folder / "dataset.json").exists():
@@ -146,32 +163,39 @@ def _phantom(config: TrainConfig, reporter: cli.Reporter) -> str | None:
     request = PrepareConfig(source=PHANTOM, output=folder)
     if config.dry_run:
         show(plan(request), reporter)
+        task_type.check(options, config.seed)
         return None
     prepare(request, reporter)
     return str(folder)
 
 
-def _check_run_folder(run: Path, resolved: dict[str, Any], resume: bool) -> None:
-    """Refuse to overwrite a run, and to resume one with another configuration."""
+def _stored_config(run: Path, resume: bool) -> dict[str, Any]:
+    """The configuration of the run to resume, {} for a new one; refuses to overwrite a run and to resume none."""
     stored = run / "config.yaml"
     if not resume:
         if stored.exists():
-            raise BadConfig(
-                "run-exists", f"{run} already holds a run; go on with --resume, or choose another --output."
-            )
-        return
+            raise BadConfig("run-exists", f"{run} already holds a run; use --resume, or choose another --output.")
+        return {}
     if not stored.exists():
         raise BadConfig("resume-nothing", f"{run} holds no run to resume; start it without --resume.")
-    before, free = (
-        yaml.safe_load(stored.read_text()),
-        {"resume", "output", "quiet", "debug", "workers", "dry_run", "device"},
-    )
-    now = _plain(resolved)
-    changed = [f"{k}: {before.get(k)!r} -> {v!r}" for k, v in now.items() if k not in free and before.get(k) != v]
+    return yaml.safe_load(stored.read_text())
+
+
+def _refuse_differences(run: Path, what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise BadConfig naming what a resumed run would find changed."""
+    changed = [
+        f"{name}: {before[name]!r} -> {value!r}"
+        for name, value in now.items()
+        if name in before and name not in MAY_CHANGE and before[name] != value
+    ]
     if changed:
-        raise BadConfig(
-            "resume-config", f"{run} was started with another configuration ({'; '.join(changed)}); change it back."
-        )
+        sentence = f"{run} was started with another {what} ({'; '.join(changed)}); change it back."
+        raise BadConfig("resume-changed", sentence)
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _progress(reporter: cli.Reporter, steps: int) -> Any:
@@ -184,23 +208,6 @@ def _progress(reporter: cli.Reporter, steps: int) -> Any:
             reporter.say(f"step {record['step']:.0f}/{steps}  {loss}  {record['seconds']:.0f} s{score}")
 
     return show
-
-
-def _provenance() -> dict[str, Any]:
-    """Versions, commit and machine, for the record."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    machine = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
-    return {"started": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "commit": commit, "versions": versions, **machine}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

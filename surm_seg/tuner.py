@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
@@ -72,6 +75,8 @@ class SurmConfig(PeftConfig):
             self.target_modules = sorted(self.target_modules)
         if self.form != "delta":
             raise BadConfig("adapter-form", f"SurmConfig form {self.form!r} is unknown; use 'delta'.")
+        if self.scale == 0:
+            raise BadConfig("adapter-scale", "SurmConfig scale 0 would switch the delta off for ever.")
         if not 0 <= self.dropout < 1:
             raise BadConfig("adapter-dropout", f"SurmConfig dropout {self.dropout} is not in [0, 1).")
 
@@ -239,12 +244,31 @@ class SurmModel(BaseTuner):
         layer.set_adapter(self.active_adapters)
         self._replace_module(parent, target_name, layer, target)
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT calls this with the arguments of forward; adapters per sample would be ignored without a word."""
+        if kwargs.get("adapter_names") is not None:
+            raise BadConfig("adapter-names", "Adapters per sample (adapter_names) are not supported; use set_adapter.")
+        yield
+
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's version reads `weight` of what it replaces, which a whole module of modules_to_save may not have.
         if isinstance(child, AuxiliaryTrainingWrapper):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
+
+
+def adapt(model: nn.Module, config: SurmConfig) -> PeftModel:
+    """The model with a new adapter, ready to train; everything else is frozen."""
+    adapted = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def merged(model: nn.Module, adapter: Path) -> nn.Module:
+    """The model with a saved adapter merged into its weights; no adapter layer is left."""
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # pyright: ignore[reportCallIssue]
 
 
 PEFT_TYPE_TO_CONFIG_MAPPING[SurmType.SURM] = SurmConfig  # pyright: ignore[reportArgumentType]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +25,11 @@ from surm_seg import nifti
 from surm_seg.errors import BadInput
 
 MAX_VOXELS = nifti.MAX_VOXELS
+ENDINGS = nifti.ENDINGS  # of the file names that can be read, in any case
 TOLERANCE_MM = 1e-3  # two grids are the same when no corner voxel is further apart
+
+# What may differ between the names of an image, its reference and its prediction: img0001, label0001, case0001_seg.
+_NAME = re.compile(r"(?:(?:img|label|case)[_-]?)?(.+?)(?:_(?:0000|gt|seg))*", re.IGNORECASE)
 
 # Which way the indices of an LPS array grow, written in nibabel's RAS+ world: -x is Left, -y is Posterior, +z Superior.
 _LPS_SIGNS = (-1, -1, 1)
@@ -190,6 +195,17 @@ class Volume:
     def lps(self) -> np.ndarray:
         """View with axes (z, y, x), growing to Superior, Posterior, Left."""
         return self.grid.lps(self.voxels)
+
+
+def stem(path: Path) -> str:
+    """File name without .nii or .nii.gz."""
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+def bare_name(path: Path) -> str:
+    """What identifies the case: the stem without the prefixes img, label, case and the suffixes _0000, _gt, _seg."""
+    match = _NAME.fullmatch(stem(path))
+    return match[1] if match else stem(path)
 
 
 def read_grid(path: str | Path, *, max_voxels: int = MAX_VOXELS) -> Grid:

@@ -141,12 +141,39 @@ def test_a_case_is_finished_only_for_the_inputs_it_was_made_from(dataset: Datase
     assert not finished(dataset.folder, "case009", INPUTS)
 
 
-def test_replacing_a_case_takes_the_old_manifest_away(dataset: Dataset) -> None:
-    write_case(dataset.folder, "case000", volume(7), label(), ORGANS, INPUTS | {"image": "d" * 64})
-    with pytest.raises(BadInput):
-        Dataset.open(dataset.folder)
+def test_a_case_is_replaced_together_with_the_manifest(dataset: Dataset) -> None:
+    changed = INPUTS | {"image": "d" * 64}
+    for case_id in ("case000", "case001"):
+        write_case(dataset.folder, case_id, volume(7), label(), ORGANS, changed)
+    dataset.verify()
+    assert Dataset.open(dataset.folder).digest == dataset.digest
+    assert finished(dataset.folder, "case000", changed)  # and need not be made again
     again = write_dataset(dataset.folder, "folder", ORGANS, {"case000": "train"})
+    again.verify()
     np.testing.assert_array_equal(again.case("case000").image, volume(7).lps())
+    assert not list((dataset.folder / "cases").glob(".*"))
+
+
+def test_a_case_that_waits_is_dropped_when_the_one_in_place_is_asked_for(dataset: Dataset) -> None:
+    write_case(dataset.folder, "case000", volume(7), label(), ORGANS, INPUTS | {"image": "d" * 64})
+    assert finished(dataset.folder, "case000", INPUTS)
+    again = write_dataset(dataset.folder, "folder", ORGANS, {case.id: case.split for case in dataset.cases})
+    assert again.digest == dataset.digest
+    again.verify()
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_old_data_set(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_case(dataset.folder, "case000", volume(7), label(), ORGANS, INPUTS | {"image": "d" * 64})
+    monkeypatch.setattr("surm_seg.cases._write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        write_dataset(dataset.folder, "folder", ORGANS, {"case000": "train"}, {"case000": ["Roe"]})
+    Dataset.open(dataset.folder).verify()
+    assert "Doe" in (dataset.folder / "case_key.json").read_text()
 
 
 def test_a_case_that_fails_while_being_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

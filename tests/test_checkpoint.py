@@ -41,7 +41,7 @@ def test_a_partial_one_is_never_chosen_and_is_swept(tmp_path: Path) -> None:
     sweep(tmp_path, keep=2)
     assert sorted(tmp_path.iterdir()) == kept[1:]
     (kept[2] / "model.safetensors").unlink()
-    with pytest.raises(Corrupt, match="use an earlier one"):
+    with pytest.raises(Corrupt, match="delete it and resume again"):
         load_checkpoint(kept[2])
 
 

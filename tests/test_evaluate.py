@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 
 from surm_seg import evaluate
-from surm_seg.errors import BadConfig
 from surm_seg.labels import SYNAPSE, LabelMap
 from surm_seg.report import score_pair, write_scores
 from surm_seg.volume import read_labels, write_labels
@@ -50,7 +50,7 @@ def test_a_folder_is_scored_into_scores_beside_it(
     summary = json.loads((tmp_path / "run" / "scores" / "summary.json").read_text())
     assert set(summary["protocols"]) == {"recommended", "samed-2023"}
     assert summary["organs"]["liver"]["dice"]["n"] == 2 and summary["organs"]["spleen"]["absent"] == 2
-    assert {row["case"] for row in csv_rows(tmp_path / "run" / "scores")} == {"img0001", "img0002"}
+    assert {row["case"] for row in csv_rows(tmp_path / "run" / "scores")} == {"case0001", "case0002"}
 
 
 def test_files_and_arrays_give_identical_rows(write_nifti: Write, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_files_and_arrays_give_identical_rows(write_nifti: Write, tmp_path: Path
     reference = write_nifti(tmp_path / "r.nii.gz", labels_ijk(2), AFFINE)
     assert run(prediction, reference, "--output", str(tmp_path / "files")) == 0
     ours, theirs = read_labels(prediction), read_labels(reference)
-    rows = score_pair(ours.lps(), theirs.lps(), SYNAPSE, theirs.grid.lps_spacing, "a")
+    rows = score_pair(ours.lps(), theirs.lps(), SYNAPSE, theirs.grid.lps_spacing, "case001")
     write_scores(tmp_path / "arrays", rows)
     for name in ("cases.csv", "summary.json"):
         assert (tmp_path / "files" / name).read_bytes() == (tmp_path / "arrays" / name).read_bytes()
@@ -69,7 +69,9 @@ def test_more_threads_change_nothing(write_nifti: Write, tmp_path: Path, threads
     prediction = write_nifti(tmp_path / "p.nii.gz", labels_ijk(1))
     reference = write_nifti(tmp_path / "r.nii.gz", labels_ijk(2))
     assert run(prediction, reference, "--workers", threads, "--output", str(tmp_path / "s")) == 0
-    expected = score_pair(read_labels(prediction).lps(), read_labels(reference).lps(), SYNAPSE, (2.0, 2.0, 2.0), "p")
+    expected = score_pair(
+        read_labels(prediction).lps(), read_labels(reference).lps(), SYNAPSE, (2.0, 2.0, 2.0), "case001"
+    )
     assert [float(row["dice"]) for row in csv_rows(tmp_path / "s") if row["dice"]] == [
         row.score.dice for row in expected if row.score.dice is not None
     ]
@@ -90,7 +92,7 @@ def test_one_bad_case_never_stops_the_rest(
     captured = capsys.readouterr()
     assert "error [grids-differ]: shifted" in captured.err and "error [truncated]: cut" in captured.err
     assert "1 of 3 cases scored" in captured.out
-    assert {row["case"] for row in csv_rows(tmp_path / "scores")} == {"good"}
+    assert {row["case"] for row in csv_rows(tmp_path / "scores")} == {"case002"}  # of cut, good, shifted
 
 
 def test_only_bad_cases_are_an_error_and_write_nothing(
@@ -157,13 +159,80 @@ def test_names_are_matched_and_never_guessed(tmp_path: Path) -> None:
             (tmp_path / folder / name).touch()
     pairs, left_over = evaluate.match(tmp_path / "p", tmp_path / "r")
     assert {(pair.case, pair.prediction.name, pair.reference.name) for pair in pairs} == {
-        ("img0001", "img0001.nii.gz", "label0001.nii.gz"),
-        ("case0002_seg", "case0002_seg.nii", "0002_gt.nii.gz"),
-        ("liver_a_0000", "liver_a_0000.nii.gz", "liver_a.nii.gz"),
+        ("case0001", "img0001.nii.gz", "label0001.nii.gz"),
+        ("case0002", "case0002_seg.nii", "0002_gt.nii.gz"),
+        ("case001", "liver_a_0000.nii.gz", "liver_a.nii.gz"),
     }
     (ambiguous,) = [sentence for sentence in left_over if "ambiguous" in sentence]
     assert all(name in ambiguous for name in ("case0004.nii.gz", "0004_seg.nii.gz", "label0004.nii.gz"))
     assert sum("no counterpart" in sentence for sentence in left_over) == 2
+
+
+def patients(write_nifti: Write, folder: Path, *names: str) -> tuple[Path, Path]:
+    for name in names:
+        write_nifti(folder / "p" / f"{name}.nii.gz", labels_ijk(), AFFINE)
+        write_nifti(folder / "r" / f"{name}_gt.nii.gz", labels_ijk(), AFFINE)
+    return folder / "p", folder / "r"
+
+
+def test_file_names_stand_in_a_private_key_only(write_nifti: Write, tmp_path: Path) -> None:
+    sides = patients(write_nifti, tmp_path, "Roe_Rick", "Doe_Jane", "case002", "12345678")
+    assert run(*sides) == 0
+    scores = tmp_path / "scores"
+    assert {row["case"] for row in csv_rows(scores)} == {"case001", "case002", "case003", "case004"}
+    key = scores / "case_key.json"
+    assert json.loads(key.read_text()) == {
+        "case002": ["case002.nii.gz", "case002_gt.nii.gz"],  # a number of a data set stays
+        "case001": ["12345678.nii.gz", "12345678_gt.nii.gz"],  # eight digits may be a patient's
+        "case003": ["Doe_Jane.nii.gz", "Doe_Jane_gt.nii.gz"],
+        "case004": ["Roe_Rick.nii.gz", "Roe_Rick_gt.nii.gz"],
+    }
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert not any(b"Doe" in path.read_bytes() for path in scores.iterdir() if path != key)
+    assert run(*sides, "--keep-names", "--output", str(tmp_path / "named")) == 0
+    assert {row["case"] for row in csv_rows(tmp_path / "named")} == {"Roe_Rick", "Doe_Jane", "case002", "12345678"}
+    assert not (tmp_path / "named" / "case_key.json").exists()
+
+
+def test_a_runs_own_scores_are_never_overwritten(write_nifti: Write, tmp_path: Path) -> None:
+    prediction, reference = patients(write_nifti, tmp_path, "case001")
+    (tmp_path / "config.yaml").touch()
+    assert run(prediction, reference) == 0
+    assert (tmp_path / "evaluation" / "cases.csv").exists() and not (tmp_path / "scores").exists()
+
+
+def test_scores_never_replace_the_key_of_a_data_set(write_nifti: Write, tmp_path: Path) -> None:
+    prediction, reference = patients(write_nifti, tmp_path, "case001")
+    (tmp_path / "dataset.json").touch()
+    assert run(prediction, reference, "--output", str(tmp_path)) == 2
+    assert not (tmp_path / "case_key.json").exists()
+
+
+@pytest.mark.parametrize("trouble", [OSError(5, "Input/output error"), MemoryError()])
+def test_a_case_that_cannot_be_read_never_stops_the_rest(
+    trouble: Exception,
+    write_nifti: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def troubled(path: Path) -> object:
+        if "case001" in path.name:
+            raise trouble
+        return read_labels(path)
+
+    monkeypatch.setattr(evaluate, "read_labels", troubled)
+    assert run(*patients(write_nifti, tmp_path, "case001", "case002")) == 5
+    assert "]: case001: it " in capsys.readouterr().err
+    assert {row["case"] for row in csv_rows(tmp_path / "scores")} == {"case002"}
+
+
+def test_an_output_that_cannot_be_written_is_bad_input(
+    write_nifti: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scores").touch()
+    assert run(*patients(write_nifti, tmp_path, "case001")) == 3
+    assert "error [output]" in capsys.readouterr().err
 
 
 def test_no_match_is_an_error_that_names_files(
@@ -172,8 +241,9 @@ def test_no_match_is_an_error_that_names_files(
     write_nifti(tmp_path / "p" / "a.nii.gz", labels_ijk())
     write_nifti(tmp_path / "r" / "b.nii.gz", labels_ijk())
     assert run(tmp_path / "p", tmp_path / "r") == 3
-    err = capsys.readouterr().err
-    assert "none-matched" in err and "a.nii.gz" in err and "b.nii.gz" in err
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert "[unmatched]" in first and "a.nii.gz" in first and "b.nii.gz" in second
+    assert "[none-matched]" in last and ".nii.gz" not in last
     assert run(tmp_path / "p", tmp_path / "nowhere") == 3
 
 
@@ -208,14 +278,6 @@ def test_options_that_cannot_work(
 def test_prediction_and_reference_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([]) == 2
     assert "--prediction" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("text", ["- liver\n", "liver: 1\n", "1: [liver]\n", "true: liver\n", "1:\n", "{"])
-def test_what_is_no_label_table(tmp_path: Path, text: str) -> None:
-    table = tmp_path / "table.yaml"
-    table.write_text(text)
-    with pytest.raises(BadConfig):
-        evaluate.label_table(str(table))
 
 
 # Values of the benchmark's organs in TotalSegmentator's two class tables.

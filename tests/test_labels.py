@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from surm_seg.errors import BadConfig, BadInput
-from surm_seg.labels import SYNAPSE, LabelMap
+from surm_seg.labels import SYNAPSE, LabelMap, read_table
 
 LABELS = LabelMap(("liver", "spleen"), {1: "spleen", 6: "liver", 9: None})
 
@@ -47,3 +49,26 @@ def test_a_table_has_1_to_255_different_organs(names: tuple[str, ...]) -> None:
 def test_a_table_maps_only_to_its_own_organs() -> None:
     with pytest.raises(BadConfig, match="liver"):
         LabelMap(("spleen",), {1: "liver"})
+
+
+def test_a_table_on_disk_names_values_or_the_sources_classes(tmp_path: Path) -> None:
+    table = tmp_path / "table.yaml"
+    table.write_text("6: liver\n1: spleen\n0: background\n9:\n")
+    assert read_table(table) == LabelMap(("spleen", "liver"), {1: "spleen", 6: "liver", 9: None})
+    table.write_text("renal_l: kidney\nrenal_r: kidney\n")
+    with pytest.raises(BadConfig, match="whole numbers"):
+        read_table(table)
+    classes = {3: "renal_l", 2: "renal_r", 5: "heart"}
+    assert read_table(table, classes) == LabelMap(("kidney",), {2: "kidney", 3: "kidney", 5: None})
+    with pytest.raises(BadConfig, match="renal_r"):
+        read_table(table, {3: "renal_l"})
+
+
+@pytest.mark.parametrize(
+    "text", ["- liver\n", "liver: 1\n", "1: [liver]\n", "true: liver\n", "-1: liver\n", "1:\n", "{", ""]
+)
+def test_what_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "table.yaml").write_text(text)
+    with pytest.raises(BadConfig) as refused:
+        read_table(tmp_path / "table.yaml")
+    assert refused.value.code == "label-table"

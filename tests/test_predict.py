@@ -66,6 +66,10 @@ def test_a_bad_case_is_listed_and_the_others_are_done(
     assert (tmp_path / "out" / "good.nii.gz").exists() and not (tmp_path / "out" / "bad.nii.gz").exists()
     cases = json.loads((tmp_path / "out" / "manifest.json").read_text())["cases"]
     assert [("error" in case, "volumes_ml" in case) for case in cases] == [(True, False), (False, True)]
+    written = (tmp_path / "out" / "good.nii.gz").stat()
+    assert predict.main(words) == 5  # the finished case is not computed again
+    assert (tmp_path / "out" / "good.nii.gz").stat().st_mtime_ns == written.st_mtime_ns
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["cases"][1] == cases[1]
     (tmp_path / "in" / "good.nii.gz").unlink()
     assert predict.main(words) == 3
 
@@ -76,6 +80,7 @@ def test_what_cannot_be_predicted_writes_nothing(
     volume = write_nifti(tmp_path / "in" / "a.nii.gz", patient(78).image[:, :, :2])
     content = volume.read_bytes()
     cases = [
+        ([], 2, "Give both --run"),
         (["--run", str(tmp_path), "--input", str(volume)], 3, "is not a run folder"),
         (["--run", str(run), "--input", str(tmp_path / "absent")], 3, "There is no"),
         (["--run", str(run), "--input", str(run)], 3, "holds no .nii"),
@@ -88,6 +93,23 @@ def test_what_cannot_be_predicted_writes_nothing(
         predict.main(["--run", str(run), "--input", str(volume), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
     )
     assert volume.read_bytes() == content and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_damaged_adapter_is_never_used(
+    run: Path, tmp_path: Path, write_nifti: Callable[..., Path], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    content = bytearray((copy / "adapter" / name).read_bytes())
+    content[-3] ^= 1
+    (copy / "adapter" / name).write_bytes(content)
+    volume = write_nifti(tmp_path / "a.nii.gz", patient(78).image[:, :, :2])
+    words = ["--run", str(copy), "--input", str(volume), "--output", str(tmp_path / "out")]
+    assert predict.main(words) == 3
+    assert "has changed since it was written" in capsys.readouterr().err
+    (copy / "adapter" / name).unlink()
+    assert predict.main(words) == 3 and not (tmp_path / "out").exists()
 
 
 def test_a_run_whose_backbone_changed_is_refused(

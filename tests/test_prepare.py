@@ -110,14 +110,70 @@ def test_a_bad_case_stops_before_the_manifest_and_keeps_the_others(
     write_nifti(btcv / "label/label0009.nii.gz", np.full(SHAPE, 99, np.uint8))
     assert run(btcv, "--output", tmp_path / "out") == 3
     message = capsys.readouterr().err
-    assert "img0006.nii.gz" in message and "label0009.nii.gz" in message and "Traceback" not in message
-    assert not (tmp_path / "out/dataset.json").exists()
+    lines = message.splitlines()
+    assert ["img0006.nii.gz" in line for line in lines].count(True) == 1 and "error [unknown-label]" in message
+    assert "label0009.nii.gz" in message and "Traceback" not in message and len(lines) == 3
+    assert lines[-1].startswith("error [cases-failed]: 2 of 6 cases could not be prepared;")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cases"]
     kept = sorted(path.name for path in (tmp_path / "out/cases").iterdir())
     assert kept == ["case0001", "case0005", "case0007", "case0008"]
     (btcv / "img/img0006.nii.gz").write_bytes(good)
     write_nifti(btcv / "label/label0009.nii.gz", voxels(9)[1])
     assert run(btcv, "--output", tmp_path / "out") == 0
     assert len(Dataset.open(tmp_path / "out").cases) == 6
+
+
+def test_preparing_again_with_bad_input_keeps_the_old_data_set(btcv: Path, tmp_path: Path, write_nifti: Write) -> None:
+    out = tmp_path / "out"
+    assert run(btcv, "--output", out) == 0
+    old = Dataset.open(out)
+    write_nifti(btcv / "img/img0005.nii.gz", voxels(50)[0])
+    write_nifti(btcv / "label/label0009.nii.gz", np.full(SHAPE, 99, np.uint8))
+    assert run(btcv, "--output", out) == 3
+    assert Dataset.open(out).digest == old.digest
+    old.verify()
+    write_nifti(btcv / "label/label0009.nii.gz", voxels(90)[1])
+    assert run(btcv, "--output", out) == 0
+    new = Dataset.open(out)
+    new.verify()
+    case = new.case("case0005")
+    np.testing.assert_array_equal(case.grid.restore(np.asarray(case.image)), voxels(50)[0])
+    assert sorted(path.name for path in out.iterdir()) == ["case_key.json", "cases", "dataset.json"]
+
+
+def test_a_first_run_of_bad_cases_only_leaves_nothing(btcv: Path, tmp_path: Path) -> None:
+    for image in (btcv / "img").iterdir():
+        image.write_bytes(image.read_bytes()[:-9])
+    assert run(btcv, "--output", tmp_path / "out") == 3
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "-2"])
+def test_workers_are_one_or_more(workers: str, btcv: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(btcv), "--output", str(tmp_path / "out"), "--workers", workers]) == 2
+    assert "error [workers]" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_source_that_cannot_be_listed_is_bad_input(
+    btcv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied", "raw/img")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert run(btcv, "--output", tmp_path / "out") == 3
+    assert "raw/img cannot be read" in capsys.readouterr().err
+
+
+def test_a_manifest_that_cannot_be_written_is_told_in_a_sentence(
+    btcv: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "out/dataset.json").mkdir(parents=True)
+    (tmp_path / "out/case_key.json").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "_check_output", lambda *_: None)
+        assert run(btcv, "--output", tmp_path / "out") == 3
+    assert "choose --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fault", ["shape", "affine"])
@@ -204,7 +260,7 @@ def test_a_disk_that_fills_up_leaves_no_half_case(btcv: Path, tmp_path: Path, ca
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 3 and "free space" in capsys.readouterr().err
-    assert list((tmp_path / "out/cases").iterdir()) == [] and not (tmp_path / "out/dataset.json").exists()
+    assert not (tmp_path / "out").exists()
     assert run(btcv, "--output", tmp_path / "out") == 0
 
 

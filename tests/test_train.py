@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -13,10 +14,13 @@ import torch
 import yaml
 
 from pipelines import segmentation
+from pipelines.inference import load_run
 from pipelines.phantom import UPPER_ABDOMEN, write
 from surm_seg import evaluate, predict, prepare, train
+from surm_seg.backbones.sam import TINY_WEIGHTS
 from surm_seg.cases import Dataset
 from surm_seg.engine import EngineConfig, fit
+from surm_seg.metrics import score
 
 SMALL_WORLD = dataclasses.replace(
     UPPER_ABDOMEN, grid=(48, 48), spacing_mm=(7.5, 8.5), slices=(10, 12), slice_mm=(12, 18)
@@ -172,6 +176,129 @@ def test_a_small_model_beats_all_background(data: Path, tmp_path: Path, backbone
     assert summary["organs"]["liver"]["dice"]["mean"] > 0.1  # all background scores 0 on every organ
 
 
+def test_the_best_checkpoint_by_validation_case_is_kept(source: Path, tmp_path: Path) -> None:
+    """What the run delivers has the score of the best of its validations, whichever step that was."""
+    split = tmp_path / "split.yaml"
+    split.write_text(yaml.safe_dump({"train": ["case0005"], "val": ["case0006"], "test": ["case0001"]}))
+    (tmp_path / "small").mkdir()
+    for kind in ("img", "label"):
+        (tmp_path / "small" / kind).mkdir()
+        for case in (1, 5, 6):
+            name = f"{kind}{case:04d}.nii.gz"
+            (tmp_path / "small" / kind / name).write_bytes((source / kind / name).read_bytes())
+    data = tmp_path / "data"
+    assert prepare.main([str(tmp_path / "small"), "--output", str(data), "--split", str(split), "--quiet"]) == 0
+    words = ["--data", str(data), "--steps", "12", "--validate_every", "4", "--warmup", "0", *FAST]
+    assert (
+        train.main([*words, "--output", str(tmp_path / "run"), "--schedule", "constant", "--learning_rate", "0.003"])
+        == 0
+    )
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    scores = {record["step"]: record["score"] for record in records if "score" in record}
+    assert list(scores) == [4, 8, 12]
+    state = json.loads(next((tmp_path / "run" / "checkpoints").glob("step-*12/state.json")).read_text())
+    assert state["best_step"] == max(scores, key=scores.__getitem__)
+    trained = load_run(tmp_path / "run", "cpu")
+    case = Dataset.open(data).case("case0006")
+    assert case.label is not None
+    rows = score(trained(case.image), case.label, trained.labels, None)
+    found = float(np.mean([row.dice for row in rows if row.dice is not None]))
+    assert found == pytest.approx(max(scores.values()), abs=1e-3)
+
+
+def test_balanced_sampling_shows_every_organ_equally_often_in_half_of_the_draws(data: Path) -> None:
+    task = segmentation.create(segmentation.Config(data=str(data), image_size=64, validate_on="none"), seed=0)
+    weights = task.sampling_weights()
+    assert weights is not None and weights.sum() == pytest.approx(1) and weights.min() >= 0.5 / len(task) - 1e-12
+    focused = weights - 0.5 / len(task)
+    for organ in range(1, 9):
+        shown = np.array([bool((case.label[z] == organ).any()) for case, z in task.index])  # pyright: ignore
+        assert not shown.any() or focused[shown].sum() >= 0.5 / 8 - 1e-12
+    task.config.balanced = False
+    assert task.sampling_weights() is None
+
+
+def test_the_loss_is_sameds(data: Path) -> None:
+    """0.2 cross-entropy + 0.8 Dice over the batch, background included, squared denominators (SAMed, section 3.3)."""
+    config = segmentation.Config(data=str(data), image_size=64, validate_on="none", dice_weight=0.8)
+    task = segmentation.create(config, seed=0)
+    logits, labels = torch.randn(3, 9, 8, 8, dtype=torch.float64), torch.randint(0, 9, (3, 1, 8, 8))
+    chance, truth = logits.softmax(1), torch.nn.functional.one_hot(labels[:, 0], 9).permute(0, 3, 1, 2)
+    overlap, total = (chance * truth).sum((0, 2, 3)), (chance**2 + truth**2).sum((0, 2, 3))
+    dice = (1 - (2 * overlap + 1e-5) / (total + 1e-5)).mean()
+    expected = 0.8 * dice + 0.2 * torch.nn.functional.cross_entropy(logits, labels[:, 0])
+    torch.testing.assert_close(task.criterion(logits, labels), expected, rtol=1e-8, atol=0)
+
+
+def test_the_samed_recipe_trains(data: Path, tmp_path: Path) -> None:
+    words = ["--data", str(data), "--recipe", "samed", "--steps", "2", "--warmup", "1", "--slice_size", "32", *FAST]
+    assert train.main([*words, "--output", str(tmp_path / "run")]) == 0
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["parameters"]["encoder_adapter"] == 6 * 2 * 4 * (192 + 192)
+
+
+def test_a_run_is_repeated_from_its_own_record(run: Path, tmp_path: Path) -> None:
+    words = ["--config", str(run / "config.yaml"), "--output", str(tmp_path / "again"), "--quiet"]
+    assert train.main(words) == 0
+    first, second = (f / "adapter" / "adapter_model.safetensors" for f in (run, tmp_path / "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_resume_refuses_other_data_and_starts_a_run_that_died_before_its_first_save(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    facts = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**facts, "data_sha256": "0" * 64}))
+    words = ["--config", str(copy / "config.yaml"), "--output", str(copy), "--resume", "--quiet"]
+    assert train.main(words) == 2
+    assert "data_sha256" in capsys.readouterr().err
+    (copy / "run.json").write_text(json.dumps(facts))
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "metrics.jsonl").unlink()
+    assert train.main(words) == 0
+    same = [(f / "adapter" / "adapter_model.safetensors").read_bytes() for f in (run, copy)]
+    assert same[0] == same[1]
+
+
+def test_a_flipped_byte_in_a_prepared_array_is_found(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    image = copy / "cases" / "case0005" / "image.npy"
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1
+    image.write_bytes(content)
+    words = ["--data", str(copy), "--validate_on", "none", "--output", str(tmp_path / "run"), *FAST]
+    assert train.main(words) == 3
+    assert "image.npy of case case0005" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_no_name_of_the_users_files_reaches_a_run(source: Path, tmp_path: Path) -> None:
+    """A name that occurs nowhere else is searched in everything that prepare, train and a crash wrote."""
+    canary = "CANARY-7f3a"
+    folder = tmp_path / canary
+    for kind in ("ct", "seg"):
+        (folder / kind).mkdir(parents=True)
+        for case in (1, 2):
+            btcv = {"ct": "img", "seg": "label"}[kind]
+            original = source / btcv / f"{btcv}{case:04d}.nii.gz"
+            (folder / kind / f"{canary}-{case}.nii.gz").write_bytes(original.read_bytes())
+    table = tmp_path / "organs.yaml"
+    table.write_text("6: liver\n" + "".join(f"{value}:\n" for value in range(1, 12) if value != 6))
+    data = tmp_path / "data"
+    layout = ["--format", "folder", "--image", "ct/*.nii.gz", "--label", "seg/*.nii.gz", "--labels", str(table)]
+    assert prepare.main([str(folder), *layout, "--output", str(data), "--quiet"]) == 0
+    words = ["--data", str(data), "--validate_on", "none", "--steps", "2", *FAST]
+    assert train.main([*words, "--output", str(tmp_path / "run")]) == 0
+    written = [path for root in (data, tmp_path / "run") for path in root.rglob("*") if path.is_file()]
+    searched = [path for path in written if path.name != "case_key.json"]
+    assert len(searched) > 10
+    assert [path for path in searched if canary.encode() in path.read_bytes() or canary in path.name] == []
+
+
 BAD = {
     "no data set": (["--data", "absent"], 3, "no prepared data set"),
     "patch": (["--image_size", "100"], 2, "not a multiple of 16"),
@@ -186,6 +313,12 @@ BAD = {
     "recipe": (["--recipe", "cake"], 2, "--recipe cake is unknown"),
     "resume": (["--resume"], 2, "no run to resume"),
     "rate": (["--learning_rate", "-1"], 2, "must be positive"),
+    "negative": (["--workers", "-1"], 2, "must not be negative"),
+    "seed": (["--seed", "-1"], 2, "must not be negative"),
+    "no role": (["--roles", "[]"], 2, "nothing would be adapted"),
+    "other backbone": (["--backbone", "sam_vit_b", "--weights", str(TINY_WEIGHTS)], 3, "is a checkpoint of sam_tiny"),
+    "config file": (["--config", "absent.yaml"], 2, "cannot be read as YAML"),
+    "unwritable": (["--output", "/proc/run"], 3, "check the path"),
 }
 
 

@@ -161,6 +161,7 @@ def test_slices_named_in_the_config_travel_with_the_adapter(net: Net, tmp_path: 
         (dict(target_modules=["qkv"], structure="round"), "no structure 'round'"),
         (dict(target_modules=["qkv"], form="sideways"), "form 'sideways'"),
         (dict(target_modules=["qkv"], dropout=1.0), "not in"),
+        (dict(target_modules=["qkv"], scale=0.0), "switch the delta off"),
     ],
 )
 def test_what_cannot_work_is_named(net: Net, config: dict, message: str) -> None:
@@ -193,3 +194,9 @@ def test_pefts_registries_still_take_a_foreign_tuner() -> None:
     assert mapping.PEFT_TYPE_TO_CONFIG_MAPPING["SURM"] is SurmConfig  # pyright: ignore
     assert mapping.PEFT_TYPE_TO_TUNER_MAPPING[SurmType.SURM] is SurmModel  # pyright: ignore
     assert SurmConfig.from_peft_type(peft_type="SURM").structure == "circulant"
+
+
+def test_adapters_per_sample_are_refused_instead_of_ignored(net: Net) -> None:
+    model = peft.get_peft_model(net, on_q_and_v())  # pyright: ignore
+    with pytest.raises(BadConfig, match="adapter_names"):
+        model(X, adapter_names=["default"] * len(X))

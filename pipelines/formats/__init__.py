@@ -18,9 +18,9 @@ import yaml
 
 from surm_seg.cases import SPLITS
 from surm_seg.errors import BadConfig, BadInput
-from surm_seg.labels import SYNAPSE, LabelMap
+from surm_seg.labels import SYNAPSE, LabelMap, read_table
+from surm_seg.volume import ENDINGS, stem
 
-SUFFIXES = (".nii.gz", ".nii")
 TEST_SHARE, VAL_SHARE = 0.2, 0.1  # of the cases, where neither the layout nor the user gives a split
 
 # The benchmark's organs under the names that other data sets use.
@@ -122,9 +122,9 @@ def read(source: Path, name: str, options: Options) -> Source:
     if name == "auto":
         found = [key for key, module in known.items() if module.detect(source, options)]
         if len(found) != 1:
-            layouts = "; ".join(f"{key}: {module.LAYOUT}" for key, module in known.items())
-            what = f"fits several formats ({', '.join(found)})" if found else "fits no known format"
-            raise BadInput("format", f"{source} {what}; name it with --format. Looked for {layouts}.")
+            what = "fits several formats" if found else "fits no known format"
+            layouts = ", ".join(f"{key} ({known[key].LAYOUT})" for key in found or known)
+            raise BadInput("format", f"{source} {what}; choose with --format among {layouts}.")
         name = found[0]
     if name not in known:
         raise BadConfig("format", f"There is no format {name!r}; choose auto or one of {', '.join(known)}.")
@@ -148,37 +148,21 @@ def label_map(labels: str, known: Mapping[int, str] | None, source: Path) -> Lab
         if known is None:
             raise BadInput("label-table", f"{source} names no label values; list them with --labels table.yaml.")
         return LabelMap(SYNAPSE, {value: _benchmark_organ(name) for value, name in known.items()})
-    table = _read_yaml(Path(labels), "a label table `value: organ`")
-    if not table or not all(isinstance(organ, str) or organ is None for organ in table.values()):
-        raise BadConfig("label-table", f"{labels} is no label table; write one line `value: organ` per label.")
-    if all(isinstance(key, int) for key in table):
-        raw = {value: table[value] or None for value in sorted(table) if value != 0}
-    elif known is not None and all(isinstance(key, str) for key in table):
-        unknown = sorted(set(table) - set(known.values()))
-        if unknown:
-            raise BadInput("label-table", f"{labels} names classes that {source} does not have: {unknown[:5]}.")
-        raw = {value: table.get(name) or None for value, name in sorted(known.items())}
-    else:
-        raise BadConfig("label-table", f"{labels} must list whole numbers, or names where the source has names.")
-    return LabelMap(tuple(dict.fromkeys(organ for organ in raw.values() if organ)), raw)
+    return read_table(Path(labels), known)
 
 
 def volumes(folder: Path) -> dict[str, Path]:
     """NIfTI files of a folder by their name without .nii(.gz), in order; hidden files (macOS `._x`) are not data."""
     if not folder.is_dir():
         return {}
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and not path.name.startswith("."))
     found: dict[str, Path] = {}
-    for path in files:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.lower().endswith(ENDINGS):
+            continue
         if stem(path) in found:
             raise BadInput("ambiguous", f"{folder} holds {stem(path)} as .nii and as .nii.gz; keep one of them.")
         found[stem(path)] = path
     return found
-
-
-def stem(path: Path) -> str:
-    """File name without .nii or .nii.gz."""
-    return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
 def require_pairs(images: Sequence[str], labels: Sequence[str], source: Path) -> None:
@@ -197,19 +181,15 @@ def _benchmark_organ(name: str) -> str | None:
     return name if name in SYNAPSE else None
 
 
-def _read_yaml(path: Path, what: str) -> dict:
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadConfig("yaml", f"{path} cannot be read as YAML; it should hold {what}.") from error
-    if not isinstance(data, dict):
-        raise BadConfig("yaml", f"{path} should hold {what}.")
-    return data
-
-
 def _split_as_told(source: Source, path: Path) -> tuple[SourceCase, ...]:
     """The user's own split; cases that it does not name are left out."""
-    told = _read_yaml(path, "lists of case names under train, val and test")
+    try:
+        told = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        sentence = f"{path} cannot be read as YAML; it should hold lists of case names under train, val and test."
+        raise BadConfig("yaml", sentence) from error
+    if not isinstance(told, dict):
+        raise BadConfig("yaml", f"{path} should hold lists of case names under train, val and test.")
     wrong = set(told) - set(SPLITS)
     if wrong or not all(isinstance(names, list) for names in told.values()):
         raise BadConfig("split", f"{path} should hold lists of case names under train, val and test, nothing else.")

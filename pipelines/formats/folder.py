@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipelines.formats import LabelFile, Options, Source, SourceCase, label_map, require_pairs, stem
+from pipelines.formats import LabelFile, Options, Source, SourceCase, label_map, require_pairs
 from surm_seg.errors import BadConfig, BadInput
+from surm_seg.volume import bare_name, stem
 
 NAME = "folder"
 LAYOUT = "--image 'ct/*.nii.gz' --label 'seg/*.nii.gz' --labels table.yaml"
-PREFIX = re.compile(r"^(img|label|case)[_-]?", re.IGNORECASE)
-SUFFIX = re.compile(r"_(0000|gt|seg)$", re.IGNORECASE)
 
 
 def detect(source: Path, options: Options) -> bool:
@@ -54,7 +53,7 @@ def _bare(files: dict[str, Path]) -> dict[str, Path]:
     """The same files by their names without known prefixes and suffixes."""
     found: dict[str, Path] = {}
     for path in files.values():
-        name = SUFFIX.sub("", PREFIX.sub("", stem(path)))
+        name = bare_name(path)
         if name in found:
             raise BadInput("ambiguous", f"{path} and {found[name]} would both be {name}; rename one.")
         found[name] = path

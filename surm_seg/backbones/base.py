@@ -121,6 +121,10 @@ class Backbone(ABC):
             if part.share != (0.0, 1.0):
                 span = [round(edge * widths[0]) for edge in part.share]
                 slices.setdefault(part.modules, {})[role] = span
+        if not targets:
+            raise BadConfig(
+                "role", f"No role is chosen, nothing would be adapted; choose among {', '.join(self.roles)}."
+            )
         targets += self.decoder_targets(decoder)
         return SurmConfig(
             structure=structure,

@@ -75,6 +75,9 @@ class VitBackbone(Backbone):
         super().__init__(name)
         if family not in FAMILIES:
             raise BadConfig("backbone-option", f"vit has no family {family!r}; choose among {', '.join(FAMILIES)}.")
+        unknown = sorted(set(config) - set(FAMILIES[family][0]().to_dict()))
+        if unknown:
+            raise BadConfig("backbone-option", f"The {family} configuration of transformers has no field {unknown}.")
         self.family, self.config = family, config
         self.patch = config.get("patch_size", 16)
 
@@ -93,6 +96,10 @@ class VitBackbone(Backbone):
             self.patch = encoder.config.patch_size
             self._check_size(image_size)
         return VitSegmenter(encoder, encoder.config.hidden_size, self.patch, classes)
+
+    def weights_file(self, weights: str | Path) -> Path | None:
+        file = Path(weights) / "model.safetensors"
+        return file if str(weights) not in ("auto", "random") and file.is_file() else None
 
     def _pretrained(self, folder: Path) -> Any:
         if not (folder / "config.json").is_file():

@@ -33,29 +33,36 @@ def load(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        converted = cache_folder() / f"{file_digest(path)}.safetensors"
-        if not converted.exists():
-            _convert(path, converted)
-        return load_file(converted)
+        return load_file(_converted(path))
     except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise BadInput(
             "weights-unreadable", f"{path} holds no complete weights ({type(error).__name__}); fetch the file again."
         ) from error
 
 
-def _convert(path: Path, converted: Path) -> None:
+def _converted(path: Path) -> Path:
+    """The cached safetensors copy of a PyTorch checkpoint, made on first use."""
+    converted = cache_folder() / f"{file_digest(path)}.safetensors"
+    if converted.exists():
+        return converted
     content = torch.load(path, map_location="cpu", weights_only=True)
     state = content.get("model", content.get("state_dict", content)) if isinstance(content, dict) else {}
     tensors = {name: value.contiguous() for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError("it holds no tensors")
-    converted.parent.mkdir(parents=True, exist_ok=True)
     partial = converted.with_suffix(f".{os.getpid()}.part")
     try:
+        converted.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial)
         os.replace(partial, converted)
+    except OSError as error:
+        raise BadInput(
+            "weights-cache",
+            f"The cache {converted.parent} cannot be written; set SURM_CACHE to another folder.",
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
+    return converted
 
 
 def published(url: str) -> Path:

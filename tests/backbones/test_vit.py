@@ -44,6 +44,8 @@ def test_what_cannot_work_is_named(tmp_path: Path) -> None:
         backbones.make("vit").build(4, 64, "auto")
     with pytest.raises(BadConfig, match="no family 'resnet'"):
         backbones.make("vit", family="resnet")
+    with pytest.raises(BadConfig, match=r"no field \['hidden_sise'\]"):
+        backbones.make("vit", hidden_sise=64)
     with pytest.raises(BadConfig, match="not a multiple of 16"):
         backbones.make("vit", **SMALL).build(4, 70, "random")
     with pytest.raises(BadInput, match=r"no config\.json"):

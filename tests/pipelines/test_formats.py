@@ -52,7 +52,7 @@ def test_every_module_of_the_package_is_a_format() -> None:
 
 
 def test_a_source_of_no_format_is_told_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"fits no known format.*synapse: img/img0001") as refused:
+    with pytest.raises(BadInput, match=r"fits no known format.*synapse \(img/img0001") as refused:
         read(tmp_path)
     assert refused.value.code == "format"
     with pytest.raises(BadConfig, match="dicomdir"):
@@ -62,7 +62,7 @@ def test_a_source_of_no_format_is_told_what_was_looked_for(tmp_path: Path) -> No
 def test_a_source_of_two_formats_must_be_named(touch: Touch) -> None:
     source = btcv(touch, (1,))
     touch("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "dataset.json")
-    with pytest.raises(BadInput, match=r"several formats \(nnunet, synapse\)"):
+    with pytest.raises(BadInput, match=r"several formats; .* among nnunet \(.*\), synapse \(.*\)\.$"):
         read(source)
 
 
@@ -107,6 +107,24 @@ def test_a_stray_file_and_a_doubled_case_are_refused(touch: Touch) -> None:
     touch("label/label0005.nii")
     with pytest.raises(BadInput, match="label0005"):
         read(source)
+
+
+def test_two_files_of_one_number_are_refused(touch: Touch) -> None:
+    source = btcv(touch, (2,))
+    touch("img/img2.nii.gz", "label/label2.nii.gz")
+    with pytest.raises(BadInput, match=r"img2\.nii\.gz.*img0002\.nii\.gz|img0002\.nii\.gz.*img2\.nii\.gz") as refused:
+        read(source)
+    assert refused.value.code == "ambiguous"
+
+
+def test_long_numbers_may_be_patients_and_stay_private(touch: Touch) -> None:
+    assert read(btcv(touch, (7, 9999))).public
+    assert not read(btcv(touch, (12345678,))).public
+
+
+def test_an_ending_may_be_in_capitals(touch: Touch, tmp_path: Path) -> None:
+    source = touch("img/img0005.NII.GZ", "label/label0005.nii")
+    assert [case.image.name for case in read(source).cases] == ["img0005.NII.GZ"]
 
 
 @pytest.mark.parametrize(

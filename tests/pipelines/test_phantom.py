@@ -1,5 +1,8 @@
 """A phantom patient is reproducible, anatomically in order, and readable by whoever reads BTCV."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -200,3 +203,13 @@ def test_files_are_the_patients_and_are_written_alike_twice(tmp_path: Path) -> N
         assert loaded.affine is not None and np.array_equal(loaded.affine, scan.affine)
         assert int(loaded.header["qform_code"]) > 0 and int(loaded.header["sform_code"]) > 0
         np.testing.assert_allclose(loaded.get_qform(), loaded.get_sform(), atol=1e-3)
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_threads() -> None:
+    code = "import hashlib; from pipelines.phantom import patient; print(hashlib.sha256(patient(4).image).hexdigest())"
+    digests = set()
+    for threads in ("1", "2", "3"):
+        environment = os.environ | {"OMP_NUM_THREADS": threads}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        digests.add(done.stdout)
+    assert len(digests) == 1

@@ -88,5 +88,7 @@ def test_augmentation_follows_its_seed_and_moves_image_and_label_together(name: 
 
 def test_samed_goes_by_way_of_its_224_grid() -> None:
     samed = Input(512, WINDOW, "repeat", (0.0,) * 3, (1.0,) * 3, slice_size=224)  # pyright: ignore
-    assert samed.slices(volume(3, 64, 64), 1).shape == (3, 512, 512)
-    assert set(np.unique(samed.labels(np.eye(64, dtype=np.uint8) * 5))) <= {0, 5}
+    small = samed.slices(volume(3, 64, 64), 1)
+    assert small.shape == (3, 224, 224) and samed.enlarged(small, order=3).shape == (3, 512, 512)
+    labels = samed.enlarged(samed.labels(np.eye(64, dtype=np.uint8) * 5), order=0)
+    assert labels.shape == (1, 512, 512) and set(np.unique(labels)) <= {0, 5}
