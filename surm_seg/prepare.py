@@ -11,15 +11,11 @@ import fcntl
 import hashlib
 import importlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
@@ -31,13 +27,12 @@ import numpy as np
 
 from surm_seg import cli
 from surm_seg.cases import CASE_ID, SPLITS, Dataset, file_digest, finished, write_case, write_dataset
-from surm_seg.errors import BadConfig, BadInput, SurmError
+from surm_seg.errors import BadConfig, BadInput
 from surm_seg.labels import LabelMap
+from surm_seg.pool import run_all
 from surm_seg.volume import Grid, read_grid, read_image, read_labels
 
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
-
-Refusal = tuple[type[SurmError], str, str]
 
 
 @dataclass
@@ -148,8 +143,8 @@ def _carry_out(planned: Plan, workers: int, reporter: cli.Reporter) -> Dataset:
     with _locked(output):
         for leftover in (output / "cases").glob(".*.part"):
             shutil.rmtree(leftover)
-        _run(generating, "generating", workers, reporter)
-        _run([partial(prepare_case, job) for job in planned.jobs], "preparing", workers, reporter)
+        run_all(generating, "generating", workers, reporter)
+        run_all([partial(prepare_case, job) for job in planned.jobs], "preparing", workers, reporter)
         cases = {job.case_id: case for job, case in zip(planned.jobs, source.cases, strict=True)}
         splits = {case_id: case.split for case_id, case in cases.items()}
         key = {case_id: [c.name, str(c.image), *(str(file.path) for file in c.labels)] for case_id, c in cases.items()}
@@ -263,56 +258,6 @@ def _locked(output: Path) -> Iterator[None]:
             for folder in [output / "cases", output] if made else [output / "cases"]:
                 with suppress(OSError):  # not empty, or never made
                     folder.rmdir()
-
-
-def _run(tasks: Sequence[Callable[[], None]], title: str, workers: int, reporter: cli.Reporter) -> None:
-    """Run all tasks, also after one failed, so that every bad file is named on standard error; raises BadInput then."""
-    outcomes = _outcomes(tasks, min(workers, len(tasks)))
-    refused = [outcome for outcome in reporter.track(outcomes, title, len(tasks)) if outcome is not None]
-    if len(refused) == 1:
-        kind, code, sentence = refused[0]
-        raise kind(code, sentence)
-    if refused:
-        for _, code, sentence in refused:
-            print(f"error [{code}]: {sentence}", file=sys.stderr)
-        counted = f"{len(refused)} of {len(tasks)} cases could not be prepared"
-        raise BadInput("cases-failed", f"{counted}; mend or remove the files named above.")
-
-
-def _outcomes(tasks: Sequence[Callable[[], None]], workers: int) -> Iterator[Refusal | None]:
-    if workers <= 1:
-        yield from map(_outcome, tasks)
-        return
-    # Not fork: a child of a process with threads can deadlock. Not spawn: every worker would import torch anew.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-        try:
-            for future in as_completed([pool.submit(_outcome, task) for task in tasks]):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _outcome(task: Callable[[], None]) -> Refusal | None:
-    """None, or the parts of the error: an exception of two arguments does not travel between processes."""
-    try:
-        task()
-    except SurmError as error:
-        return type(error), error.code, str(error)
-    except OSError as error:
-        return BadInput, "disk", f"{error.strerror} ({error.filename or 'while writing'}); free space or check rights."
-    except MemoryError:
-        return BadInput, "memory", "A case does not fit into memory; give fewer --workers, or crop the volume."
-    return None
-
-
-def _start_worker() -> None:
-    """Ctrl-C is the parent's business, and a worker does not outlive a killed parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _digest(value: object) -> str:

@@ -310,12 +310,13 @@ def test_a_killed_run_leaves_no_manifest_and_is_resumed(
 WAITING = """
 import os, pathlib, sys, time
 from functools import partial
-from surm_seg import cli, prepare
+from surm_seg import cli
+from surm_seg.pool import run_all
 def wait(folder):
     (pathlib.Path(folder) / str(os.getpid())).touch()
     time.sleep(600)
 if __name__ == "__main__":
-    prepare._run([partial(wait, sys.argv[1])] * 2, "waiting", 2, cli.Reporter(True))
+    run_all([partial(wait, sys.argv[1])] * 2, "waiting", 2, cli.Reporter(True))
 """
 
 
