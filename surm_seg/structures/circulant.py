@@ -8,6 +8,7 @@ from torch import Tensor
 
 from surm_seg.errors import BadConfig
 from surm_seg.structures.base import Generators, Structure
+from surm_seg.structures.diagonals import constant_along_diagonals, diagonal_sums
 
 TOKENS_PER_CHUNK = 256
 """Tokens whose spectra are alive at once in `generator_grad`; keeps them in the processor's cache (measured)."""
@@ -24,13 +25,15 @@ class Circulant(Structure):
     """
 
     name = "circulant"
+    above = 1
+    """Factor of the entries above the diagonal of a block."""
 
     def __init__(self, out_features: int, in_features: int, block: int | None = None) -> None:
         super().__init__(out_features, in_features)
         self.block = min(out_features, in_features) if block is None else block
         if not 1 <= self.block <= max(out_features, in_features):
             raise BadConfig(
-                "structure-option", f"circulant block {block} does not fit a {out_features} x {in_features} matrix."
+                "structure-option", f"{self.name} block {block} does not fit a {out_features} x {in_features} matrix."
             )
         self.rows = -(-out_features // self.block)
         self.columns = -(-in_features // self.block)
@@ -43,25 +46,25 @@ class Circulant(Structure):
         return {"c": torch.zeros(self.generators["c"])}
 
     def dense(self, generators: Generators) -> Float[Tensor, "out in"]:
-        reverse = generators["c"].flip(-1)
-        # Row i of a block is the reversed first column, rotated: windows of the doubled vector, last window first.
-        windows = torch.cat([reverse, reverse], -1)[..., : 2 * self.block - 1].unfold(-1, self.block, 1)
-        grid = windows.flip(-2).transpose(1, 2).reshape(self.rows * self.block, self.columns * self.block)
+        c = generators["c"]
+        blocks = constant_along_diagonals(torch.cat([self.above * c[..., 1:], c], -1), self.block, self.block)
+        grid = blocks.transpose(1, 2).reshape(self.rows * self.block, self.columns * self.block)
         return grid[: self.out_features, : self.in_features]
 
     def matvec(self, generators: Generators, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         c = generators["c"]
         dtype = torch.promote_types(torch.promote_types(x.dtype, c.dtype), torch.float32)  # torch.fft has no bfloat16
-        spectrum = self._spectrum(x.to(dtype), self.columns)
-        product = torch.einsum("pqf,...qf->...pf", torch.fft.rfft(c.to(dtype)), spectrum)
-        y = torch.fft.irfft(product, n=self.block).flatten(-2)
-        return y[..., : self.out_features].to(x.dtype)
+        product = torch.einsum(
+            "pqf,...qf->...pf", self._transform(c.to(dtype)), self._spectrum(x.to(dtype), self.columns)
+        )
+        return self._inverse(product).flatten(-2)[..., : self.out_features].to(x.dtype)
 
     def project(self, matrix: Float[Tensor, "out in"]) -> Generators:
-        return {"c": self._diagonal_sums(matrix) / self._diagonal_sums(torch.ones_like(matrix)).clamp(min=1)}
+        counts = self._block_sums(torch.ones_like(matrix), 1).clamp(min=1)
+        return {"c": self._block_sums(matrix, self.above) / counts}
 
     def pullback(self, generators: Generators, weight_grad: Float[Tensor, "out in"]) -> Generators:
-        return {"c": self._diagonal_sums(weight_grad)}
+        return {"c": self._block_sums(weight_grad, self.above)}
 
     def generator_grad(
         self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
@@ -74,20 +77,26 @@ class Circulant(Structure):
             inputs = self._spectrum(chunk.to(dtype), self.columns).conj()
             outputs = self._spectrum(grad.to(dtype), self.rows)
             total = total + torch.einsum("tpf,tqf->pqf", outputs, inputs)
-        return {"c": torch.fft.irfft(total, n=self.block)}
+        return {"c": self._inverse(total)}
+
+    def _transform(self, x: Float[Tensor, "*batch block"]) -> Tensor:
+        """The basis in which every block is diagonal."""
+        return torch.fft.rfft(x)
+
+    def _inverse(self, spectrum: Tensor) -> Float[Tensor, "*batch block"]:
+        return torch.fft.irfft(spectrum, n=self.block)
 
     def _spectrum(self, x: Float[Tensor, "*batch features"], blocks: int) -> Tensor:
-        """(..., features) -> (..., blocks, b // 2 + 1), zero-padded to whole blocks."""
+        """(..., features) -> (..., blocks, frequencies), zero-padded to whole blocks."""
         missing = blocks * self.block - x.shape[-1]
         padded = torch.nn.functional.pad(x, (0, missing)) if missing else x
-        return torch.fft.rfft(padded.unflatten(-1, (blocks, self.block)))
+        return self._transform(padded.unflatten(-1, (blocks, self.block)))
 
-    def _diagonal_sums(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "rows columns block"]:
-        """Sum of each block over its wrapped diagonals i - j = k mod b, in order of k; cropped entries count as 0."""
+    def _block_sums(self, matrix: Float[Tensor, "out in"], above: int) -> Float[Tensor, "rows columns block"]:
+        """Sum of each block over its wrapped diagonals, in the order of c; cropped entries count as 0."""
         p, q, b = self.rows, self.columns, self.block
         padded = torch.nn.functional.pad(matrix, (0, q * b - self.in_features, 0, p * b - self.out_features))
-        blocks = padded.reshape(p, b, q, b).transpose(1, 2)
-        # In the doubled block (i, i + m) holds column (i + m) mod b: one strided view, summed over i.
-        doubled = torch.cat([blocks, blocks], -1).contiguous()
-        view = doubled.as_strided((p, q, b, b), (*doubled.stride()[:2], 2 * b + 1, 1))
-        return view.sum(2).flip(-1).roll(1, -1)
+        sums = diagonal_sums(padded.reshape(p, b, q, b).transpose(1, 2))
+        total = sums[..., b - 1 :].clone()
+        total[..., 1:] += above * sums[..., : b - 1]
+        return total

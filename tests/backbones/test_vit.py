@@ -11,12 +11,14 @@ from surm_seg import backbones
 from surm_seg.backbones.vit import FAMILIES
 from surm_seg.errors import BadConfig, BadInput
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+# DINOv2 states the width of its MLP as a ratio.
+MLP = {"vit": {"intermediate_size": 64}, "clip_vision_model": {"intermediate_size": 64}, "dinov2": {"mlp_ratio": 2}}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_models_of_every_family_take_deltas_and_give_logits(family: str) -> None:
-    backbone = backbones.make("vit", family=family, **SMALL)
+    backbone = backbones.make("vit", family=family, **SMALL, **MLP[family])
     base = backbone.build(4, 64, "random")
     config = backbone.surm_config(base, structure="circulant", options={}, roles=("q", "v", "mlp_out"), decoder="full")
     model = peft.get_peft_model(base, config)  # pyright: ignore
@@ -25,13 +27,12 @@ def test_random_models_of_every_family_take_deltas_and_give_logits(family: str) 
     logits.square().mean().backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     generators = [p for n, p in model.named_parameters() if "surm_" in n]
-    hidden = 128 if family == "dinov2" else 64  # DINOv2 has an mlp_ratio of 4 instead of intermediate_size
-    assert sum(p.numel() for p in generators) == 2 * (32 + 32 + hidden)
+    assert sum(p.numel() for p in generators) == 2 * (32 + 32 + 64)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_folder_gives_the_same_encoder_at_another_size(family: str, tmp_path: Path) -> None:
-    made: Any = backbones.make("vit", family=family, **SMALL).build(4, 64, "random")
+    made: Any = backbones.make("vit", family=family, **SMALL, **MLP[family]).build(4, 64, "random")
     made.encoder.save_pretrained(tmp_path)
     again: Any = backbones.make("vit").build(4, 96, tmp_path)
     for name, value in made.encoder.state_dict().items():
