@@ -1,6 +1,6 @@
 # docker build -t surm-seg .                                   CPU
 # docker build -t surm-seg --build-arg DEVICE=cuda .           CUDA (torch brings its own libraries)
-# docker run --rm --read-only --tmpfs /tmp -v "$PWD:/home/surm" surm-seg train
+# docker run --rm --read-only --tmpfs /tmp --user "$(id -u):$(id -g)" -v "$PWD:/home/surm" surm-seg train
 FROM python:3.11-slim
 
 ARG DEVICE=cpu
