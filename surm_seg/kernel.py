@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from surm_seg.structures.base import Generators, Structure
 
-GradMethod = Literal["auto", "structured", "gemm"]
+GradMethod = Literal["auto", "fft", "gemm"]
 """How generator gradients are made: from the structure's own products of x and grad_y (for circulants, sums in
 frequency space), or by one weight-gradient GEMM and a pullback. `auto`: the first on a CPU, the second on a GPU."""
 
@@ -75,7 +75,7 @@ def structured_linear(
     weight: Float[Tensor, "out in"],
     bias: Float[Tensor, " out"] | None,
     deltas: Sequence[Delta],
-    method: GradMethod = "auto",
+    grad: GradMethod = "auto",
 ) -> Float[Tensor, "*batch out"]:
     """x (weight + deltas)^T + bias; differentiable once, in x, the generators, the weight and the bias.
 
@@ -86,7 +86,7 @@ def structured_linear(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     leaves = [value for delta in deltas for value in delta.generators.values()]
     with torch.autocast(device, enabled=False):
-        return _StructuredLinear.apply(x.to(dtype), weight, bias, tuple(deltas), method, *leaves)
+        return _StructuredLinear.apply(x.to(dtype), weight, bias, tuple(deltas), grad, *leaves)
 
 
 def _rebound(deltas: Sequence[Delta], leaves: Sequence[Tensor]) -> list[Delta]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,8 @@ class Structure(ABC):
     """
 
     name: ClassVar[str] = ""
+    options: dict[str, Any]
+    """What `make` was given beside the sizes."""
 
     def __init_subclass__(cls) -> None:
         if cls.name:
@@ -82,6 +85,11 @@ class Structure(ABC):
         """Number of trainable values."""
         return sum(torch.Size(shape).numel() for shape in self.generators.values())
 
+    @classmethod
+    def ladder(cls, out_features: int, in_features: int) -> Iterator[dict[str, Any]]:
+        """Options by rising number of parameters, from which `within` chooses; by default only the defaults."""
+        yield {}
+
 
 def names() -> tuple[str, ...]:
     """All registered structures, sorted."""
@@ -90,10 +98,35 @@ def names() -> tuple[str, ...]:
 
 def make(name: str, out_features: int, in_features: int, **options: Any) -> Structure:
     """The structure called `name` at a size; raises BadConfig for an unknown name or option."""
-    if name not in _registry:
-        raise BadConfig("structure-name", f"There is no structure {name!r}; choose one of {', '.join(names())}.")
-    known = list(inspect.signature(_registry[name]).parameters)[2:]
+    family = _family(name)
+    known = list(inspect.signature(family).parameters)[2:]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise BadConfig("structure-option", f"{name} has no option {unknown}; it takes {known or 'none'}.")
-    return _registry[name](out_features, in_features, **options)
+    structure = family(out_features, in_features, **options)
+    structure.options = options
+    return structure
+
+
+def _family(name: str) -> type[Structure]:
+    if name not in _registry:
+        raise BadConfig("structure-name", f"There is no structure {name!r}; choose one of {', '.join(names())}.")
+    return _registry[name]
+
+
+def within(name: str, out_features: int, in_features: int, budget: int) -> Structure:
+    """The largest member of a family's ladder with at most `budget` parameters; raises BadConfig where none is."""
+    best = None
+    for options in _family(name).ladder(out_features, in_features):
+        structure = make(name, out_features, in_features, **options)
+        if structure.parameters > budget:
+            if best is None:
+                raise BadConfig(
+                    "structure-budget",
+                    f"The smallest {name} of {out_features} x {in_features} has {structure.parameters} parameters, "
+                    f"more than the budget of {budget}.",
+                )
+            break
+        best = structure
+    assert best is not None
+    return best

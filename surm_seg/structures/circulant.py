@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -37,6 +40,11 @@ class Circulant(Structure):
             )
         self.rows = -(-out_features // self.block)
         self.columns = -(-in_features // self.block)
+
+    @classmethod
+    def ladder(cls, out_features: int, in_features: int) -> Iterator[dict[str, Any]]:
+        largest = min(out_features, in_features)
+        return ({"block": b} for b in range(largest, 0, -1) if largest % b == 0)
 
     @property
     def generators(self) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +36,10 @@ class LowRank(Structure):
         self.factor = (rank if alpha is None else alpha) / (rank**0.5 if rslora else rank)
         if self.factor == 0:
             raise BadConfig("structure-option", "low_rank alpha 0 would switch the delta off for ever.")
+
+    @classmethod
+    def ladder(cls, out_features: int, in_features: int) -> Iterator[dict[str, Any]]:
+        return ({"rank": rank} for rank in range(1, min(out_features, in_features) + 1))
 
     @property
     def generators(self) -> dict[str, tuple[int, ...]]:

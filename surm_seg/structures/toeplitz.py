@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,6 +31,11 @@ class Toeplitz(Structure):
     def __init__(self, out_features: int, in_features: int, symmetric: bool = False) -> None:
         super().__init__(out_features, in_features)
         self.symmetric = symmetric
+
+    @classmethod
+    def ladder(cls, out_features: int, in_features: int) -> Iterator[dict[str, Any]]:
+        yield {"symmetric": True}
+        yield {}
 
     @property
     def generators(self) -> dict[str, tuple[int, ...]]:

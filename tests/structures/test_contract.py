@@ -113,6 +113,19 @@ def test_parameters_count_the_generators(name: str, size: tuple[int, int]) -> No
     assert structure.parameters == sum(value.numel() for value in structure.init().values())
 
 
+@pytest.mark.parametrize(("name", "size"), NAMED_SIZES)
+def test_a_budget_chooses_the_largest_member_that_fits(name: str, size: tuple[int, int]) -> None:
+    options = list(type(small(name, size)).ladder(*size))
+    counts = [family.make(name, *size, **o).parameters for o in options]
+    assert counts == sorted(counts)
+    assert family.within(name, *size, budget=counts[-1] + 1).parameters == counts[-1]
+    chosen = family.within(name, *size, budget=counts[0])
+    assert chosen.parameters == counts[0]
+    assert family.make(name, *size, **chosen.options).generators == chosen.generators
+    with pytest.raises(BadConfig, match=f"has {counts[0]} parameters, more than"):
+        family.within(name, *size, budget=counts[0] - 1)
+
+
 @pytest.mark.parametrize("size", [(0, 4), (4, 0), (-1, 3)])
 @pytest.mark.parametrize("name", family.names())
 def test_impossible_sizes_are_refused(name: str, size: tuple[int, int]) -> None:
