@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from surm_seg.structures.base import Generators, Structure
 
 GradMethod = Literal["auto", "fft", "gemm"]
-"""How generator gradients are made: from the structure's own products of x and grad_y (for circulants, sums in
-frequency space), or by one weight-gradient GEMM and a pullback. `auto`: the first on a CPU, the second on a GPU."""
+"""How generator gradients are made: `fft` from the structure's own products of x and grad_y (for circulants, sums in
+frequency space), `gemm` from one weight-gradient product and a pullback. `auto`: `fft` on a CPU, `gemm` on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,35 @@ class Delta:
     stop: int
 
 
-def add_deltas(weight: Float[Tensor, "out in"], deltas: Sequence[Delta]) -> Float[Tensor, "out in"]:
-    """weight + the deltas on their rows, summed in the generators' precision (float32) or the weight's, if higher."""
-    wide = max((g.dtype for d in deltas for g in d.generators.values()), key=lambda t: t.itemsize, default=weight.dtype)
-    total = weight.detach().to(torch.promote_types(weight.dtype, wide), copy=True)
-    for delta in deltas:
-        total[delta.start : delta.stop].add_(delta.structure.dense(delta.generators), alpha=delta.scale)
+def add_deltas(
+    weight: Float[Tensor, "out in"], deltas: Sequence[Delta], dtype: torch.dtype | None = None
+) -> Float[Tensor, "out in"]:
+    """weight + the deltas on their rows; summed in float32 at least, rounded once.
+
+    Args:
+        dtype: of the result; default is the weight's.
+    """
+    total = weight.detach().to(weight.dtype if dtype is None else dtype, copy=True)
+    for start, stop in _covered(deltas):
+        rows = weight.detach()[start:stop]
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
+        for delta in deltas:
+            if start <= delta.start < stop:
+                dense = delta.structure.dense(delta.generators)
+                rows[delta.start - start : delta.stop - start].add_(dense, alpha=delta.scale)
+        total[start:stop] = rows
     return total
+
+
+def _covered(deltas: Sequence[Delta]) -> list[tuple[int, int]]:
+    """The rows that carry deltas, as intervals that do not meet."""
+    intervals: list[tuple[int, int]] = []
+    for start, stop in sorted((d.start, d.stop) for d in deltas):
+        if intervals and start < intervals[-1][1]:
+            intervals[-1] = (intervals[-1][0], max(stop, intervals[-1][1]))
+        else:
+            intervals.append((start, stop))
+    return intervals
 
 
 class _StructuredLinear(torch.autograd.Function):
@@ -45,7 +67,7 @@ class _StructuredLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         deltas: Sequence[Delta],
         method: GradMethod,
@@ -53,7 +75,8 @@ class _StructuredLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight, *leaves)
         ctx.deltas, ctx.method = deltas, method
-        total = add_deltas(weight, _rebound(deltas, leaves)).to(x.dtype)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        total = _summed(x, weight, _rebound(deltas, leaves))
         return torch.nn.functional.linear(x, total, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
@@ -62,22 +85,24 @@ class _StructuredLinear(torch.autograd.Function):
         x, weight, *leaves = ctx.saved_tensors
         deltas = _rebound(ctx.deltas, leaves)
         with torch.autocast(x.device.type, enabled=False):
-            grad_x = grad_y @ add_deltas(weight, deltas).to(grad_y.dtype) if ctx.needs_input_grad[0] else None
+            grad_x = grad_y @ _summed(x, weight, deltas) if ctx.needs_input_grad[0] else None
             x, grad_y = x.flatten(0, -2), grad_y.flatten(0, -2)
             grad_weight = (grad_y.mT @ x).to(weight.dtype) if ctx.needs_input_grad[1] else None
-            grad_bias = grad_y.sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
-            grads = [grad for delta in deltas for grad in _generator_grads(delta, x, grad_y, ctx.method)]
+            grad_bias = grad_y.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+            grads = _generator_grads(deltas, x, grad_y, ctx.method)
         return grad_x, grad_weight, grad_bias, None, None, *grads
 
 
 def structured_linear(
     x: Float[Tensor, "*batch in"],
-    weight: Float[Tensor, "out in"],
+    weight: Float[Tensor, "out in"] | None,
     bias: Float[Tensor, " out"] | None,
     deltas: Sequence[Delta],
     grad: GradMethod = "auto",
 ) -> Float[Tensor, "*batch out"]:
     """x (weight + deltas)^T + bias; differentiable once, in x, the generators, the weight and the bias.
+
+    Without a weight the deltas are all there is: x deltas^T + bias.
 
     Under autocast the product runs in the autocast type, also when backward runs outside the autocast block. Costs one
     product forward and one back, as the frozen layer does, plus the generators' own gradients.
@@ -89,6 +114,13 @@ def structured_linear(
         return _StructuredLinear.apply(x.to(dtype), weight, bias, tuple(deltas), grad, *leaves)
 
 
+def _summed(x: Tensor, weight: Tensor | None, deltas: Sequence[Delta]) -> Tensor:
+    """weight + deltas in the type of x."""
+    if weight is None:
+        weight = x.new_zeros(max(delta.stop for delta in deltas), x.shape[-1])
+    return add_deltas(weight, deltas, x.dtype)
+
+
 def _rebound(deltas: Sequence[Delta], leaves: Sequence[Tensor]) -> list[Delta]:
     """The deltas with the saved tensors as their generators, in the order structured_linear flattened them."""
     values = iter(leaves)
@@ -96,11 +128,32 @@ def _rebound(deltas: Sequence[Delta], leaves: Sequence[Tensor]) -> list[Delta]:
 
 
 def _generator_grads(
-    delta: Delta, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"], method: GradMethod
+    deltas: Sequence[Delta], x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"], method: GradMethod
 ) -> list[Tensor]:
-    grad = grad_y[:, delta.start : delta.stop]
-    if method == "gemm" or (method == "auto" and x.device.type == "cuda"):
-        grads = Structure.generator_grad(delta.structure, delta.generators, x, grad)
-    else:
-        grads = delta.structure.generator_grad(delta.generators, x, grad)
-    return [delta.scale * grads[name] for name in delta.generators]
+    """Gradients of all generators, in the deltas' order; members of one structure share the work on x."""
+    by_gemm = method == "gemm" or (method == "auto" and x.device.type == "cuda")
+    found: dict[int, Generators] = {}
+    for members in _by_structure(deltas):
+        structure = deltas[members[0]].structure
+        rows = [grad_y[:, deltas[i].start : deltas[i].stop] for i in members]
+        generators = [deltas[i].generators for i in members]
+        if by_gemm:
+            grads = [Structure.generator_grad(structure, g, x, r) for g, r in zip(generators, rows, strict=True)]
+        else:
+            grads = structure.generator_grads(generators, x, rows)
+        for i, grad in zip(members, grads, strict=True):
+            found[i] = grad
+    return [delta.scale * found[i][name] for i, delta in enumerate(deltas) for name in delta.generators]
+
+
+def _by_structure(deltas: Sequence[Delta]) -> list[list[int]]:
+    """Positions of the deltas, those of equal structure together."""
+    groups: list[list[int]] = []
+    for i, delta in enumerate(deltas):
+        for group in groups:
+            if deltas[group[0]].structure == delta.structure:
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups

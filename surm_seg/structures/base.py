@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +45,13 @@ class Structure(ABC):
         self.out_features = out_features
         self.in_features = in_features
 
+    def __eq__(self, other: object) -> bool:
+        """The same family, size and options."""
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.out_features, self.in_features))
+
     @property
     @abstractmethod
     def generators(self) -> dict[str, tuple[int, ...]]:
@@ -79,6 +86,15 @@ class Structure(ABC):
     ) -> Generators:
         """Gradient of the generators where y = matvec(x) received grad_y; cost of one weight-gradient product."""
         return self.pullback(generators, (grad_y.mT @ x).to(next(iter(generators.values())).dtype))
+
+    def generator_grads(
+        self,
+        generators: Sequence[Generators],
+        x: Float[Tensor, "tokens in"],
+        grads_y: Sequence[Float[Tensor, "tokens out"]],
+    ) -> list[Generators]:
+        """`generator_grad` of several members that read the same x; replaced where they can share work."""
+        return [self.generator_grad(g, x, grad_y) for g, grad_y in zip(generators, grads_y, strict=True)]
 
     @property
     def parameters(self) -> int:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surm_seg.errors import BadConfig
 from surm_seg.structures.base import Generators, Structure
 from surm_seg.structures.diagonals import constant_along_diagonals, diagonal_sums
+from surm_seg.structures.grid import Grid
 
 TOKENS_PER_CHUNK = 256
-"""Tokens whose spectra are alive at once in `generator_grad`; keeps them in the processor's cache (measured)."""
+"""Tokens whose spectra are alive at once in `generator_grads`; keeps them in the processor's cache (measured)."""
 
 
 class Circulant(Structure):
@@ -25,21 +25,18 @@ class Circulant(Structure):
 
     Args:
         block: side b of the blocks, 1 <= b <= max(out, in); default min(out, in).
+        factored: the paper's form c = c * r with a second trained vector r: twice the parameters for the same matrices.
     """
 
     name = "circulant"
     above = 1
     """Factor of the entries above the diagonal of a block."""
 
-    def __init__(self, out_features: int, in_features: int, block: int | None = None) -> None:
+    def __init__(self, out_features: int, in_features: int, block: int | None = None, factored: bool = False) -> None:
         super().__init__(out_features, in_features)
-        self.block = min(out_features, in_features) if block is None else block
-        if not 1 <= self.block <= max(out_features, in_features):
-            raise BadConfig(
-                "structure-option", f"{self.name} block {block} does not fit a {out_features} x {in_features} matrix."
-            )
-        self.rows = -(-out_features // self.block)
-        self.columns = -(-in_features // self.block)
+        self.grid = Grid(out_features, in_features, block, self.name)
+        self.block = self.grid.block
+        self.factored = factored
 
     @classmethod
     def ladder(cls, out_features: int, in_features: int) -> Iterator[dict[str, Any]]:
@@ -48,63 +45,85 @@ class Circulant(Structure):
 
     @property
     def generators(self) -> dict[str, tuple[int, ...]]:
-        return {"c": (self.rows, self.columns, self.block)}
+        shape = (self.grid.rows, self.grid.columns, self.block)
+        return {"c": shape, "r": shape} if self.factored else {"c": shape}
 
     def init(self) -> Generators:
-        return {"c": torch.zeros(self.generators["c"])}
+        return {
+            name: torch.zeros(shape) if name == "c" else torch.randn(shape) for name, shape in self.generators.items()
+        }
 
     def dense(self, generators: Generators) -> Float[Tensor, "out in"]:
-        c = generators["c"]
-        blocks = constant_along_diagonals(torch.cat([self.above * c[..., 1:], c], -1), self.block, self.block)
-        grid = blocks.transpose(1, 2).reshape(self.rows * self.block, self.columns * self.block)
-        return grid[: self.out_features, : self.in_features]
+        c = self._column(generators)
+        return self.grid.joined(
+            constant_along_diagonals(torch.cat([self.above * c[..., 1:], c], -1), self.block, self.block)
+        )
 
     def matvec(self, generators: Generators, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        c = generators["c"]
+        c = self._column(generators)
         dtype = torch.promote_types(torch.promote_types(x.dtype, c.dtype), torch.float32)  # torch.fft has no bfloat16
-        product = torch.einsum(
-            "pqf,...qf->...pf", self._transform(c.to(dtype)), self._spectrum(x.to(dtype), self.columns)
-        )
-        return self._inverse(product).flatten(-2)[..., : self.out_features].to(x.dtype)
+        spectrum = self.transform(self.grid.split(x.to(dtype)))
+        product = torch.einsum("pqf,...qf->...pf", self.transform(c.to(dtype)), spectrum)
+        return self.inverse(product).flatten(-2)[..., : self.out_features].to(x.dtype)
 
     def project(self, matrix: Float[Tensor, "out in"]) -> Generators:
-        counts = self._block_sums(torch.ones_like(matrix), 1).clamp(min=1)
-        return {"c": self._block_sums(matrix, self.above) / counts}
+        counts = self._diagonal_sums(torch.ones_like(matrix), 1).clamp(min=1)
+        c = self._diagonal_sums(matrix, self.above) / counts
+        return {"c": c, "r": torch.ones_like(c)} if self.factored else {"c": c}
 
     def pullback(self, generators: Generators, weight_grad: Float[Tensor, "out in"]) -> Generators:
-        return {"c": self._block_sums(weight_grad, self.above)}
+        return self._chained(generators, self._diagonal_sums(weight_grad, self.above))
 
     def generator_grad(
         self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
     ) -> Generators:
-        if not x.shape[0]:
-            return {"c": torch.zeros_like(generators["c"])}
-        dtype = generators["c"].dtype
-        total = torch.zeros((), dtype=dtype, device=x.device)
-        for chunk, grad in zip(x.split(TOKENS_PER_CHUNK), grad_y.split(TOKENS_PER_CHUNK), strict=True):
-            inputs = self._spectrum(chunk.to(dtype), self.columns).conj()
-            outputs = self._spectrum(grad.to(dtype), self.rows)
-            total = total + torch.einsum("tpf,tqf->pqf", outputs, inputs)
-        return {"c": self._inverse(total)}
+        return self.generator_grads([generators], x, [grad_y])[0]
 
-    def _transform(self, x: Float[Tensor, "*batch block"]) -> Tensor:
+    def generator_grads(
+        self,
+        generators: Sequence[Generators],
+        x: Float[Tensor, "tokens in"],
+        grads_y: Sequence[Float[Tensor, "tokens out"]],
+    ) -> list[Generators]:
+        totals: list[Tensor | None] = [None] * len(generators)
+        dtype = generators[0]["c"].dtype
+        for start in range(0, x.shape[0], TOKENS_PER_CHUNK):
+            chunk = slice(start, start + TOKENS_PER_CHUNK)
+            inputs = self.transform(self.grid.split(x[chunk].to(dtype))).conj_physical_()
+            for i, grad in enumerate(grads_y):
+                outputs = self.transform(self.grid.split(grad[chunk].to(dtype)))
+                total = _correlated(outputs, inputs)
+                so_far = totals[i]
+                totals[i] = total if so_far is None else so_far.add_(total)
+        return [
+            self._chained(g, torch.zeros_like(g["c"]) if total is None else self.inverse(total))
+            for g, total in zip(generators, totals, strict=True)
+        ]
+
+    def transform(self, x: Float[Tensor, "*batch block"]) -> Tensor:
         """The basis in which every block is diagonal."""
         return torch.fft.rfft(x)
 
-    def _inverse(self, spectrum: Tensor) -> Float[Tensor, "*batch block"]:
+    def inverse(self, spectrum: Tensor) -> Float[Tensor, "*batch block"]:
         return torch.fft.irfft(spectrum, n=self.block)
 
-    def _spectrum(self, x: Float[Tensor, "*batch features"], blocks: int) -> Tensor:
-        """(..., features) -> (..., blocks, frequencies), zero-padded to whole blocks."""
-        missing = blocks * self.block - x.shape[-1]
-        padded = torch.nn.functional.pad(x, (0, missing)) if missing else x
-        return self._transform(padded.unflatten(-1, (blocks, self.block)))
+    def _column(self, generators: Generators) -> Float[Tensor, "rows columns block"]:
+        return generators["c"] * generators["r"] if self.factored else generators["c"]
 
-    def _block_sums(self, matrix: Float[Tensor, "out in"], above: int) -> Float[Tensor, "rows columns block"]:
+    def _chained(self, generators: Generators, grad: Float[Tensor, "rows columns block"]) -> Generators:
+        """Gradient of the first columns -> gradient of the generators."""
+        return {"c": grad * generators["r"], "r": grad * generators["c"]} if self.factored else {"c": grad}
+
+    def _diagonal_sums(self, matrix: Float[Tensor, "out in"], above: int) -> Float[Tensor, "rows columns block"]:
         """Sum of each block over its wrapped diagonals, in the order of c; cropped entries count as 0."""
-        p, q, b = self.rows, self.columns, self.block
-        padded = torch.nn.functional.pad(matrix, (0, q * b - self.in_features, 0, p * b - self.out_features))
-        sums = diagonal_sums(padded.reshape(p, b, q, b).transpose(1, 2))
-        total = sums[..., b - 1 :].clone()
-        total[..., 1:] += above * sums[..., : b - 1]
+        sums = diagonal_sums(self.grid.cut(matrix))
+        total = sums[..., self.block - 1 :].clone()
+        total[..., 1:] += above * sums[..., : self.block - 1]
         return total
+
+
+def _correlated(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """(tokens, p, f), (tokens, q, f) -> (p, q, f), summed over tokens; overwrites `outputs` where p = q = 1."""
+    if outputs.shape[1] == inputs.shape[1] == 1:  # elementwise is several times faster than einsum's batched products
+        return outputs.mul_(inputs).sum(0, keepdim=True)
+    return torch.einsum("tpf,tqf->pqf", outputs, inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,21 @@ class LowRank(Structure):
     def generator_grad(
         self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
     ) -> Generators:
-        A, B = (generators[name].to(x.dtype) for name in "AB")
-        grads = {"A": (grad_y @ B).mT @ x, "B": grad_y.mT @ (x @ A.mT)}
-        return {name: self.factor * grad.to(generators[name].dtype) for name, grad in grads.items()}
+        return self.generator_grads([generators], x, [grad_y])[0]
+
+    def generator_grads(
+        self,
+        generators: Sequence[Generators],
+        x: Float[Tensor, "tokens in"],
+        grads_y: Sequence[Float[Tensor, "tokens out"]],
+    ) -> list[Generators]:
+        # The thin products wait for memory, not for arithmetic: x is read once for all A and once for all grad_A.
+        dtype = generators[0]["A"].dtype
+        inner = x @ torch.cat([g["A"].to(x.dtype) for g in generators]).mT
+        back = torch.cat([grad_y @ g["B"].to(x.dtype) for g, grad_y in zip(generators, grads_y, strict=True)], -1)
+        grads_A = (self.factor * (back.mT @ x).to(dtype)).split(self.rank)
+        grads_B = [
+            self.factor * (grad_y.mT @ part).to(dtype)
+            for grad_y, part in zip(grads_y, inner.split(self.rank, -1), strict=True)
+        ]
+        return [{"A": A, "B": B} for A, B in zip(grads_A, grads_B, strict=True)]

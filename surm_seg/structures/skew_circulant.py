@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,22 +14,37 @@ from surm_seg.structures.circulant import Circulant
 class SkewCirculant(Circulant):
     """S[i, j] = c[i - j] for i >= j and -c[i - j + b] above the diagonal; blocks, counts and costs as for circulant.
 
-    exp(i pi k / b) twists it into a circulant matrix (Davis, Circulant Matrices, 1979, section 3.2.1), so products use
-    complex transforms of length b.
+    Multiplication of polynomials modulo z^b + 1, which exp(i pi k / b) twists into a cyclic one (Davis, Circulant
+    Matrices, 1979, section 3.2.1). For even b, z^b + 1 = (z^(b/2) - i)(z^(b/2) + i) and the second factor holds only
+    the conjugate of the first: one complex transform of length b / 2 carries all of a real vector.
     """
 
     name = "skew_circulant"
     above = -1
 
-    def _transform(self, x: Float[Tensor, "*batch block"]) -> Tensor:
-        return torch.fft.fft(x * self._twist(x.dtype, x.device))
+    def transform(self, x: Float[Tensor, "*batch block"]) -> Tensor:
+        twist = _twist(self.block, x.dtype, x.device)
+        if self.block % 2:
+            return torch.fft.fft(x * twist)
+        low, high = x.chunk(2, -1)
+        return torch.fft.fft(torch.complex(low, high) * twist)
 
-    def _inverse(self, spectrum: Tensor) -> Float[Tensor, "*batch block"]:
+    def inverse(self, spectrum: Tensor) -> Float[Tensor, "*batch block"]:
         y = torch.fft.ifft(spectrum)
-        return (y * self._twist(y.real.dtype, y.device).conj()).real
+        y = y * _twist(self.block, y.real.dtype, y.device).conj()
+        return y.real if self.block % 2 else torch.cat([y.real, y.imag], -1)
 
-    def _twist(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """exp(i pi k / b), from a float64 table whatever the precision of the product."""
-        angle = torch.arange(self.block, dtype=torch.float64, device=device) * (torch.pi / self.block)
-        table = torch.polar(torch.ones_like(angle), angle)
-        return table.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+
+def _twist(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """exp(i pi k / b) for the entries that are transformed, from a float64 table whatever the product's precision."""
+    if torch.compiler.is_compiling():
+        return _table.__wrapped__(block, dtype, device)
+    return _table(block, dtype, device)
+
+
+@cache
+def _table(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    count = block if block % 2 else block // 2
+    angle = torch.arange(count, dtype=torch.float64, device=device) * (torch.pi / block)
+    table = torch.polar(torch.ones_like(angle), angle)
+    return table.to(torch.complex128 if dtype == torch.float64 else torch.complex64)

@@ -5,6 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
+from surm_seg.errors import BadConfig
 from surm_seg.structures import make
 
 SIZES = [(6, 6), (5, 9), (9, 5), (1, 4), (4, 1), (1, 1)]
@@ -40,3 +41,15 @@ def test_what_projection_leaves_is_orthogonal_to_every_member() -> None:
     rest = matrix - structure.dense(structure.project(matrix))
     member = {name: torch.randn(shape, dtype=torch.float64) for name, shape in structure.generators.items()}
     assert abs(float((rest * structure.dense(member)).sum())) < 1e-12
+
+
+def test_the_papers_factored_form_is_a_product_of_symmetric_ones_and_cannot_be_projected_on() -> None:
+    structure = make("toeplitz", 6, 6, factored=True)
+    t, u = torch.randn(2, 6, dtype=torch.float64)
+    expected = scipy.linalg.toeplitz(t.numpy()) @ scipy.linalg.toeplitz(u.numpy())
+    np.testing.assert_allclose(structure.dense({"t": t, "u": u}), expected, atol=1e-12)
+    assert structure.parameters == 12
+    with pytest.raises(BadConfig, match="no projection"):
+        structure.project(torch.eye(6, dtype=torch.float64))
+    with pytest.raises(BadConfig, match="square matrices, not 6 x 5"):
+        make("toeplitz", 6, 5, factored=True)
