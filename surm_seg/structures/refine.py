@@ -9,9 +9,10 @@ from torch import Tensor
 
 from surm_seg.structures.base import Generators, Structure
 
-ROUNDS = 50
+ROUNDS = 20
 STEPS = 100  # of conjugate gradients in one least-squares problem
-ENOUGH = 1e-4  # a round that lowers the error by a smaller share is the last
+ENOUGH = 1e-3  # a turn that lowers the error by a smaller share is the last
+SMALL = 1e-5  # and so, within a turn, is a step that lowers the squared error by a smaller share
 EXACT = 1e-12  # relative error taken for none
 
 
@@ -26,17 +27,18 @@ def alternating_least_squares(
     Args:
         order: the generators' names, the first to be solved for first.
     """
-    generators = dict(generators)
-    exact = EXACT * matrix.norm()
-    error = (matrix - structure.dense(generators)).norm()
-    for _ in range(ROUNDS):
-        before = error
-        for name in order:
-            if error > exact:
-                generators[name] = _solve(structure, generators, name, matrix)
-                error = (matrix - structure.dense(generators)).norm()
-        if error <= exact or error >= before * (1 - ENOUGH):
+    error = float((matrix - structure.dense(generators)).norm())
+    exact = EXACT * float(matrix.norm())
+    for turn in range(ROUNDS * len(order)):
+        if error <= exact:
             break
+        name = order[turn % len(order)]
+        candidate = {**generators, name: _solve(structure, generators, name, matrix)}
+        nearer = float((matrix - structure.dense(candidate)).norm())
+        if turn >= len(order) and nearer >= error * (1 - ENOUGH):
+            break
+        if nearer < error:
+            generators, error = candidate, nearer
     return generators
 
 
@@ -54,7 +56,7 @@ def _solve(structure: Structure, generators: Generators, name: str, matrix: Floa
     gradient = adjoint(residual)
     direction = gradient
     size = gradient.square().sum()
-    smallest = EXACT**2 * size
+    smallest = (EXACT * adjoint(matrix).norm()) ** 2
     for _ in range(STEPS):
         if size <= smallest:
             break
@@ -62,6 +64,8 @@ def _solve(structure: Structure, generators: Generators, name: str, matrix: Floa
         step = size / image.square().sum()
         value += step * direction
         residual = residual - step * image
+        if step * size <= SMALL * residual.square().sum():
+            break
         gradient = adjoint(residual)
         previous, size = size, gradient.square().sum()
         direction = gradient + (size / previous) * direction
