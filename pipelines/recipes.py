@@ -30,6 +30,7 @@ class Config:
         decoder: what of the decoder is trained: full, structured or frozen.
         structure: the family of the encoder's deltas.
         structure_options: that family's options.
+        overrides: role, or pattern of module names -> structure, options and scale that differ there.
         roles: where in every block of the encoder: q, k, v, out, mlp_in, mlp_out.
         scale: factor of the deltas.
         dropout: on the deltas' input while training.
@@ -53,6 +54,7 @@ class Config:
     decoder: backbones.Decoder = "full"
     structure: str = "circulant"
     structure_options: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     roles: tuple[str, ...] = ("q", "v")
     scale: float = 1.0
     dropout: float = 0.0
@@ -129,6 +131,7 @@ def adapted(base: backbones.Segmenter, backbone: backbones.Backbone, config: Con
         options=config.structure_options,
         roles=config.roles,
         decoder=config.decoder,
+        overrides=config.overrides,
         scale=config.scale,
         dropout=config.dropout,
     )

@@ -31,6 +31,8 @@ COMMANDS = {
     "train": "fine-tune a backbone and score the held-out cases",
     "evaluate": "score predicted label maps against references",
     "predict": "segment volumes with a trained run",
+    "convert": "turn a trained LoRA into structured deltas",
+    "bench": "measure speed and memory, as ratios side by side",
 }
 
 Item = TypeVar("Item")

@@ -37,16 +37,29 @@ def add_deltas(
     Args:
         dtype: of the result; default is the weight's.
     """
-    total = weight.detach().to(weight.dtype if dtype is None else dtype, copy=True)
+    weight = weight.detach()
+    total = torch.empty_like(weight, dtype=weight.dtype if dtype is None else dtype)
+    end = 0
     for start, stop in _covered(deltas):
-        rows = weight.detach()[start:stop]
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
-        for delta in deltas:
-            if start <= delta.start < stop:
-                dense = delta.structure.dense(delta.generators)
-                rows[delta.start - start : delta.stop - start].add_(dense, alpha=delta.scale)
-        total[start:stop] = rows
+        total[end:start] = weight[end:start]
+        rows = total[start:stop]
+        inside = [delta for delta in deltas if start <= delta.start < stop]
+        if len(inside) == 1:
+            dense = inside[0].structure.dense(inside[0].generators)
+            torch.add(weight[start:stop], dense, alpha=inside[0].scale, out=rows)
+        else:
+            rows.copy_(_sum(weight[start:stop], inside, start))
+        end = stop
+    total[end:] = weight[end:]
     return total
+
+
+def _sum(weight: Tensor, deltas: Sequence[Delta], first: int) -> Tensor:
+    """Rows of the weight, numbered from `first`, plus several deltas on them."""
+    rows = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+    for delta in deltas:
+        rows[delta.start - first : delta.stop - first].add_(delta.structure.dense(delta.generators), alpha=delta.scale)
+    return rows
 
 
 def _covered(deltas: Sequence[Delta]) -> list[tuple[int, int]]:

@@ -1,15 +1,17 @@
-"""Structured deltas as a tuner of Hugging Face PEFT, which does injection, saving, switching and merging.
+"""Structured deltas and adapters as a tuner of Hugging Face PEFT, which injects, saves, switches and merges.
 
-    model = peft.get_peft_model(model, SurmConfig(structure="circulant", target_modules=["qkv"], parts=["q", "v"]))
+    model = peft.get_peft_model(model, SurmConfig(structure="circulant", parts=["q", "v"]))
 
 Importing this module registers the tuner, so import `surm_seg` before `PeftModel.from_pretrained` as well.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,17 +21,18 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import CONFIG_NAME, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.error import NoMatchingPeftModuleError
+from torch import nn
 
+from surm_seg import roles
 from surm_seg.errors import BadConfig
-from surm_seg.kernel import Delta, add_deltas, structured_linear
-from surm_seg.structures import Structure, make
+from surm_seg.layers import FORMS, SurmLayer
+from surm_seg.roles import WHOLE
+from surm_seg.updates import Site
 
-WHOLE = "all"
-"""Name of the one part of a layer that is not cut into slices."""
+__all__ = ["WHOLE", "PeftModel", "SurmConfig", "SurmModel", "SurmType", "adapt", "merged"]
 
 
 class SurmType(enum.StrEnum):
@@ -42,16 +45,24 @@ class SurmConfig(PeftConfig):
 
     Args:
         structure: a name of `surm_seg.structures.names()`.
-        options: that structure's options.
-        form: "delta", a parallel LoRA-style update of a Linear's weight.
-        target_modules: names (endings) of the Linear modules, or one regular expression; None takes PEFT's default
-            for the transformers model.
-        parts: which parts of a fused projection get a delta, such as ["q", "v"]. None takes every part of a module's
-            entry in `slices`, and the whole layer where it has none.
-        slices: regular expression of a module name -> part -> [first, end) of its output features. A Linear with
-            out = 3 * in and no entry here is cut into thirds q, k, v.
-        scale: factor of every delta.
-        dropout: probability of dropping an input of the delta branch while training; the frozen branch sees none.
+        options: that structure's options; those of form "bottleneck" are width=64.
+        form: "delta", a parallel LoRA-style update of a Linear's weight; "adapter", X + GELU(S X) + b after any
+            module's output X, with a square structure S; "bottleneck", the same with Houlsby's two small layers;
+            "bias", a shift of a module's own bias. Adapters and bottlenecks stay beside the model, the others merge.
+        target_modules: names (endings) of the modules, or one regular expression. None looks for `parts` by the names
+            that transformers models give them (`surm_seg.roles`), and without parts takes PEFT's default.
+        parts: with target_modules None, roles such as ["q", "v"] or ["out", "mlp_out"], where Houlsby's adapters
+            stand. Otherwise which parts of a fused projection get a delta; None takes every part of a module's entry
+            in `slices`, and the whole layer where it has none.
+        slices: regular expression of a module name -> part -> [first, end) of its output features, None for all. A
+            Linear with out = 3 * in and no entry here is cut into thirds q, k, v.
+        overrides: a part, or a regular expression of a module's or MODULE.PART's name (of an ending, as in PEFT's
+            patterns) -> {"structure", "options", "scale"} for that place, where the first match counts. A new
+            structure starts from its default options, everything else that is not named stays.
+        features: size of the last axis of what the modules return, for adapters and bottlenecks after modules that
+            are neither Linear nor a layer norm.
+        scale: factor of every delta, update or shift.
+        dropout: probability of dropping an input of the trained branch while training; the frozen one sees none.
         modules_to_save: modules trained whole and saved with the adapter.
         exclude_modules: names or a regular expression of modules to leave alone.
     """
@@ -61,7 +72,9 @@ class SurmConfig(PeftConfig):
     form: str = "delta"
     target_modules: list[str] | str | None = None
     parts: list[str] | None = None
-    slices: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    slices: roles.Slices = field(default_factory=dict)
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    features: int | None = None
     scale: float = 1.0
     dropout: float = 0.0
     modules_to_save: list[str] | None = None
@@ -73,154 +86,105 @@ class SurmConfig(PeftConfig):
         self.target_parameters = None
         if isinstance(self.target_modules, set):
             self.target_modules = sorted(self.target_modules)
-        if self.form != "delta":
-            raise BadConfig("adapter-form", f"SurmConfig form {self.form!r} is unknown; use 'delta'.")
-        if self.scale == 0:
+        if self.form not in FORMS:
+            raise BadConfig("adapter-form", f"SurmConfig form {self.form!r} is unknown; use one of {', '.join(FORMS)}.")
+        if self.form == "bias" and (self.options or self.dropout):
+            raise BadConfig("adapter-form", "SurmConfig form 'bias' takes neither options nor dropout; leave them out.")
+        for key, entry in self.overrides.items():
+            unknown = sorted(set(entry) - {"structure", "options", "scale"})
+            if unknown:
+                raise BadConfig(
+                    "adapter-overrides",
+                    f"SurmConfig override {key!r} sets {unknown}; it can set structure, options and scale.",
+                )
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise BadConfig(
+                    "adapter-overrides", f"SurmConfig override {key!r} is no regular expression: {error}."
+                ) from error
+        if 0 in (self.scale, *(entry.get("scale", 1) for entry in self.overrides.values())):
             raise BadConfig("adapter-scale", "SurmConfig scale 0 would switch the delta off for ever.")
         if not 0 <= self.dropout < 1:
             raise BadConfig("adapter-dropout", f"SurmConfig dropout {self.dropout} is not in [0, 1).")
 
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As PEFT does, but without sorting what is matched in order."""
+        super().save_pretrained(str(save_directory), **kwargs)
+        path = Path(save_directory) / CONFIG_NAME
+        saved = json.loads(path.read_text())
+        path.write_text(json.dumps({**saved, "slices": self.slices, "overrides": self.overrides}, indent=2))
 
-class SurmLinear(nn.Module, BaseTunerLayer):
-    """A frozen nn.Linear with structured deltas on slices of its output; several active adapters add up."""
+    def sites(self, name: str, module: nn.Module) -> list[Site]:
+        """What this configuration puts on a module; raises BadConfig naming the module where it does not fit."""
+        form = FORMS[self.form]
+        width = form.outputs(module, name, self.features)
+        spans = roles.spans(name, module, width, self.slices, self.parts)
+        sites = [self._site(name, part, *span) for part, span in spans.items()]
+        for site in sites:
+            if not form.sliceable and (site.start, site.stop) != (0, width):
+                raise BadConfig(
+                    "adapter-parts",
+                    f"Part {site.part} is a slice of module {name}, but form {self.form!r} takes whole modules.",
+                )
+        return sites
 
-    adapter_layer_names = ("surm_generators",)
-    other_param_names = ("surm_placement",)
-
-    def __init__(self, base_layer: nn.Linear) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.surm_generators = nn.ModuleDict()
-        self.surm_placement: dict[str, _Placement] = {}
-        self.merged_adapters: list[str] = []
-        self._unmerged_weight: Tensor | None = None
-
-    def add_adapter(self, adapter: str, config: SurmConfig, module_name: str) -> None:
-        """Create the generators of an adapter; raises BadConfig naming the module where parts do not fit."""
-        base = self.base_layer
-        spans = _spans(config, module_name, base)
-        structures = {
-            part: make(config.structure, stop - start, base.in_features, **config.options)
-            for part, (start, stop) in spans.items()
-        }
-        weight = base.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        self.surm_placement[adapter] = _Placement(spans, structures, config.scale, config.dropout)
-        self.surm_generators[adapter] = nn.ParameterDict(
-            {
-                f"{part}_{name}": nn.Parameter(value.to(weight.device, dtype))
-                for part, structure in structures.items()
-                for name, value in structure.init().items()
-            }
-        )
-
-    def deltas(self, adapters: Sequence[str] | None = None) -> list[Delta]:
-        """The deltas of these adapters, of the active ones by default."""
-        return [
-            delta
-            for adapter in (self.active_adapters if adapters is None else adapters)
-            if adapter in self.surm_placement
-            for delta in self.surm_placement[adapter].deltas(self.surm_generators[adapter])
-        ]
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        deltas = [] if self.disable_adapters or self.merged else self.deltas()
-        if not deltas:
-            return self.base_layer(x)
-        dropout = max(self.surm_placement[a].dropout for a in self.active_adapters if a in self.surm_placement)
-        if self.training and dropout > 0:
-            return self._two_branches(x, nn.functional.dropout(x, dropout), deltas)
-        return structured_linear(x, self.base_layer.weight, self.base_layer.bias, deltas)
-
-    def _two_branches(self, x: Tensor, dropped: Tensor, deltas: list[Delta]) -> Tensor:
-        """W x + b beside the deltas of the dropped input: dropout cannot be folded into one product."""
-        y = self.base_layer(x)
-        for delta in deltas:
-            update = delta.scale * delta.structure.matvec(delta.generators, dropped.to(y.dtype))
-            before, after = delta.start, self.base_layer.out_features - delta.stop
-            y = y + nn.functional.pad(update, (before, after)).to(y.dtype)
-        return y
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write weight + deltas into the frozen layer; the original is kept, so that unmerging restores every bit."""
-        adapters = [a for a in check_adapters_to_merge(self, adapter_names) or [] if a in self.surm_placement]
-        if not adapters:
-            return
-        weight = self.base_layer.weight
-        with torch.no_grad():
-            merged = add_deltas(weight, self.deltas(adapters)).to(weight.dtype)
-        if safe_merge and not torch.isfinite(merged).all():
-            raise BadConfig(
-                "adapter-not-finite", f"Adapters {adapters} hold values that are not finite; nothing was merged."
-            )
-        if self._unmerged_weight is None:
-            self._unmerged_weight = weight.detach().clone()
-        weight.data = merged
-        self.merged_adapters += adapters
-
-    def unmerge(self) -> None:
-        if self._unmerged_weight is not None:
-            self.base_layer.weight.data = self._unmerged_weight
-            self._unmerged_weight = None
-        self.merged_adapters = []
+    def _site(self, name: str, part: str, start: int, stop: int) -> Site:
+        entry = next((e for key, e in self.overrides.items() if _names(key, name, part)), {})
+        options = {} if "structure" in entry else self.options
+        chosen = {"structure": self.structure, "options": options, "scale": self.scale, **entry}
+        return Site(part, start, stop, **chosen, dropout=self.dropout)
 
 
-@dataclass(frozen=True)
-class _Placement:
-    """Where one adapter's structures sit on the outputs of one layer."""
-
-    spans: dict[str, tuple[int, int]]
-    structures: dict[str, Structure]
-    scale: float
-    dropout: float
-
-    def deltas(self, generators: nn.Module) -> list[Delta]:
-        return [
-            Delta(
-                structure,
-                {n: getattr(generators, f"{part}_{n}") for n in structure.generators},
-                self.scale,
-                *self.spans[part],
-            )
-            for part, structure in self.structures.items()
-        ]
-
-
-def _spans(config: SurmConfig, module_name: str, layer: nn.Linear) -> dict[str, tuple[int, int]]:
-    """Part -> [start, stop) of the layer's outputs that the config asks for."""
-    known: dict[str, list[int]] = next(
-        (s for pattern, s in config.slices.items() if re.fullmatch(pattern, module_name)), {}
-    )
-    parts = list(known) if config.parts is None else config.parts
-    if not parts:
-        return {WHOLE: (0, layer.out_features)}
-    if not known and layer.out_features == 3 * layer.in_features:
-        known = {part: [i * layer.in_features, (i + 1) * layer.in_features] for i, part in enumerate("qkv")}
-    missing = [part for part in parts if part not in known]
-    if missing:
-        raise BadConfig(
-            "adapter-parts",
-            f"Module {module_name} ({layer.in_features} -> {layer.out_features}) has no known part {missing}; "
-            "name its output slices in SurmConfig.slices, or leave parts out to adapt the whole layer.",
-        )
-    spans = {part: (known[part][0], known[part][1]) for part in parts}
-    for part, (start, stop) in spans.items():
-        if not 0 <= start < stop <= layer.out_features:
-            raise BadConfig(
-                "adapter-parts",
-                f"Part {part} of module {module_name}: [{start}, {stop}) is outside its {layer.out_features} outputs.",
-            )
-    return spans
+def _names(key: str, module: str, part: str) -> bool:
+    """Whether the key of an override means this part of this module."""
+    return any(re.fullmatch(rf"(?:.*\.)?(?:{key})", name) for name in (module, f"{module}.{part}"))
 
 
 class SurmModel(BaseTuner):
-    """Puts SurmLinear in the place of every targeted nn.Linear."""
+    """Puts a SurmLayer in the place of every targeted module."""
 
     prefix = "surm_"
-    tuner_layer_cls = SurmLinear
+    tuner_layer_cls = SurmLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's injection, which leaves the model as it was where the configuration does not fit."""
+        asked: Any = self.peft_config[adapter_name]
+        config = self.peft_config[adapter_name] = _resolved(asked, model)
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._check_overrides(config, adapter_name)
+        except Exception as error:
+            self._withdraw(adapter_name)
+            if isinstance(error, NoMatchingPeftModuleError):
+                raise BadConfig(
+                    "adapter-target",
+                    f"No module of {type(model).__name__} is left to adapt by target_modules {config.target_modules!r}"
+                    f"{f' without {config.exclude_modules!r}' if config.exclude_modules else ''}; compare "
+                    "them with the names in model.named_modules().",
+                ) from error
+            raise
+
+    def _prepare_adapter_config(self, peft_config: SurmConfig, model_config: dict[str, Any]) -> PeftConfig:
+        if peft_config.target_modules is None and model_config.get("model_type") not in self.target_module_mapping:
+            raise BadConfig(
+                "adapter-target",
+                "SurmConfig names neither target_modules nor parts, and PEFT has no default for this model; name one.",
+            )
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _prepare_model(self, peft_config: SurmConfig, model: nn.Module) -> None:
+        """Refuse targets inside an adapted module, which PEFT would skip without a word."""
+        for name, _ in model.named_modules():
+            outer, inside, _ = name.partition(".base_layer.")
+            inner = name.replace(".base_layer", "")
+            if inside and self._check_target_module_exists(peft_config, inner):
+                raise BadConfig(
+                    "adapter-nested",
+                    f"Module {inner} lies inside {outer}, which an adapter already surrounds; add the adapter of the "
+                    "inner module first.",
+                )
 
     def _create_and_replace(
         self,
@@ -232,17 +196,67 @@ class SurmModel(BaseTuner):
         current_key: str,
         **_: Any,
     ) -> None:
-        if isinstance(target, SurmLinear):
-            target.add_adapter(adapter_name, peft_config, current_key)
-            return
-        if not isinstance(target, nn.Linear):
+        form = FORMS[peft_config.form]
+        base = target.base_layer if isinstance(target, SurmLayer) else target
+        if isinstance(target, SurmLayer) and target.surm_placement and type(target) is not form:
             raise BadConfig(
-                "adapter-target", f"Module {current_key} is a {type(target).__name__}; a delta needs a torch.nn.Linear."
+                "adapter-forms",
+                f"Module {current_key} already has an adapter of another form than {peft_config.form!r}; give each "
+                "form its own modules.",
             )
-        layer = SurmLinear(target)
-        layer.add_adapter(adapter_name, peft_config, current_key)
-        layer.set_adapter(self.active_adapters)
-        self._replace_module(parent, target_name, layer, target)
+        if isinstance(parent, nn.MultiheadAttention):
+            raise BadConfig(
+                "adapter-target",
+                f"Module {current_key} is never called, torch.nn.MultiheadAttention reads its weights; exclude it.",
+            )
+        sites = peft_config.sites(current_key, base)
+        values = (p for module in (base, self.model) for p in module.parameters() if p.is_floating_point())
+        layer = target if type(target) is form else form(base, current_key)
+        layer.add_adapter(adapter_name, sites, next(values, torch.empty(())))
+        if layer is not target:
+            layer.set_adapter(self.active_adapters)
+            self._replace_module(parent, target_name, layer, target)
+
+    def _check_overrides(self, config: SurmConfig, adapter: str) -> None:
+        places = [(layer.module_name, site.part) for layer in self._layers() for site, _, _ in layer.placed([adapter])]
+        for key in config.overrides:
+            if not any(_names(key, *place) for place in places):
+                raise BadConfig(
+                    "adapter-overrides",
+                    f"SurmConfig override {key!r} matches no adapted module or part; there are "
+                    f"{', '.join(sorted({part for _, part in places}))} in {places[0][0]} and {len(places) - 1} more.",
+                )
+
+    def _layers(self) -> list[SurmLayer]:
+        return [module for module in self.model.modules() if isinstance(module, SurmLayer)]
+
+    def _withdraw(self, adapter: str) -> None:
+        """Take a half-injected adapter out again."""
+        for name, layer in reversed(list(self.model.named_modules())):
+            if isinstance(layer, SurmLayer) and adapter in layer.surm_placement:
+                layer.delete_adapter(adapter)
+                if not layer.surm_placement:
+                    parent, _, child = name.rpartition(".")
+                    setattr(self.model.get_submodule(parent), child, layer.base_layer)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        for layer in self._layers():
+            layer.refuse_merging(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        for layer in self._layers() if merge else ():
+            layer.refuse_merging(adapter_names)
+        super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        while self._layers():  # PEFT does not look inside the layers it unloads
+            super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        return self.model
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_: Any, **kwargs: Any) -> Iterator[None]:
@@ -252,11 +266,19 @@ class SurmModel(BaseTuner):
         yield
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's version reads `weight` of what it replaces, which a whole module of modules_to_save may not have.
-        if isinstance(child, AuxiliaryTrainingWrapper):
-            setattr(parent, child_name, new_module)
-        else:
-            super()._replace_module(parent, child_name, new_module, child)
+        # PEFT's version reads `weight` of what it replaces, which not every module has.
+        setattr(parent.base_layer if isinstance(parent, SurmLayer) else parent, child_name, new_module)
+
+
+def _resolved(config: SurmConfig, model: nn.Module) -> SurmConfig:
+    """The configuration with roles written out as target_modules and slices, so that it loads without looking."""
+    if config.target_modules is not None or config.parts is None:
+        return config
+    modules = ((n, m.base_layer if isinstance(m, SurmLayer) else m) for n, m in model.named_modules())
+    slices = roles.by_name(modules, config.parts, type(model).__name__)
+    return dataclasses.replace(
+        config, target_modules="|".join(f"(?:{p})" for p in slices), parts=None, slices={**slices, **config.slices}
+    )
 
 
 def adapt(model: nn.Module, config: SurmConfig) -> PeftModel:

@@ -304,6 +304,7 @@ BAD = {
     "patch": (["--image_size", "100"], 2, "not a multiple of 16"),
     "structure": (["--structure", "round"], 2, "no structure 'round'"),
     "options": (["--structure_options", '{"rank": 3}'], 2, "no option"),
+    "override": (["--overrides", '{"mlp_in": {"structure": "toeplitz"}}'], 2, "override 'mlp_in' matches no adapted"),
     "role": (["--roles", "[q,z]"], 2, "no role 'z'"),
     "weights": (["--weights", "absent.pth"], 3, "no weights file absent.pth"),
     "backbone": (["--backbone", "resnet"], 2, "no backbone 'resnet'"),

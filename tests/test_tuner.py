@@ -1,6 +1,7 @@
 """The PEFT bridge: what PEFT users do with any adapter works with ours, to the bit where it can."""
 
 import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import surm_seg.structures as family
 from surm_seg import SurmConfig
 from surm_seg.errors import BadConfig
+from surm_seg.layers import SurmLayer, SurmLinear
 
 
 class Net(nn.Module):
@@ -170,8 +173,14 @@ def test_what_cannot_work_is_named(net: Net, config: dict, message: str) -> None
 
 
 def test_zero_matches_are_an_error(net: Net) -> None:
-    with pytest.raises(ValueError, match="not found in the base model"):
-        peft.get_peft_model(net, SurmConfig(target_modules=["nothing"]))  # pyright: ignore
+    for config, message in (
+        (SurmConfig(target_modules=["nothing"]), r"No module of Net is left to adapt by target_modules \['nothing'\]"),
+        (SurmConfig(target_modules=["qkv"], exclude_modules=["qkv"]), r"'qkv'\] without \['qkv'\]"),
+        (SurmConfig(), "neither target_modules nor parts"),
+        (SurmConfig(parts=["out"]), "No Linear of Net is named like out"),
+    ):
+        with pytest.raises(BadConfig, match=message):
+            peft.get_peft_model(net, config)  # pyright: ignore
 
 
 def test_a_merge_that_is_not_finite_changes_nothing(net: Net) -> None:
@@ -200,3 +209,85 @@ def test_adapters_per_sample_are_refused_instead_of_ignored(net: Net) -> None:
     model = peft.get_peft_model(net, on_q_and_v())  # pyright: ignore
     with pytest.raises(BadConfig, match="adapter_names"):
         model(X, adapter_names=["default"] * len(X))
+
+
+def placed(model: Any) -> dict[str, tuple[str, dict[str, Any], float]]:
+    """MODULE.PART -> structure, options and scale of the delta there."""
+    return {
+        f"{name.removeprefix('base_model.model.')}.{site.part}": (site.structure, site.options, site.scale)
+        for name, layer in model.named_modules()
+        if isinstance(layer, SurmLayer)
+        for site, _, _ in layer.placed()
+    }
+
+
+def test_the_first_override_that_matches_replaces_structure_options_and_scale(net: Net, tmp_path: Path) -> None:
+    overrides = {
+        "qkv.q": {"scale": 0.5},
+        "k": {"structure": "low_rank", "options": {"rank": 2}},
+        "(?:qkv|mix)": {"structure": "toeplitz"},
+    }
+    base = {"options": {"block": 4}, "scale": 2.0, "overrides": overrides}
+    slices = {"qkv": {"q": [0, 16], "k": [16, 32], "v": [32, 48]}}
+    untouched = copy.deepcopy(net)
+    model = peft.get_peft_model(net, SurmConfig(target_modules=["qkv", "mix"], slices=slices, **base))  # pyright: ignore
+    assert placed(model) == {
+        "qkv.q": ("circulant", {"block": 4}, 0.5),
+        "qkv.k": ("low_rank", {"rank": 2}, 2.0),
+        "qkv.v": ("toeplitz", {}, 2.0),
+        "mix.all": ("toeplitz", {}, 2.0),
+    }
+    train(model)
+    model.save_pretrained(str(tmp_path))
+    again = peft.PeftModel.from_pretrained(untouched, str(tmp_path))
+    assert placed(again) == placed(model) and torch.equal(again(X), model(X))
+
+
+def test_overrides_mean_whole_names_or_their_endings() -> None:
+    net = nn.ModuleDict(
+        {"first": nn.ModuleDict({"mix": nn.Linear(4, 4)}), "mix": nn.Linear(4, 4), "remix": nn.Linear(4, 4)}
+    )
+    for key, chosen in {"mix": {"mix", "first.mix"}, "^mix": {"mix"}, r"first\..*": {"first.mix"}}.items():
+        config = SurmConfig(target_modules=r".*mix", overrides={key: {"scale": 3}})
+        found = placed(peft.get_peft_model(copy.deepcopy(net), config))  # pyright: ignore
+        assert {name.removesuffix(".all") for name, (_, _, scale) in found.items() if scale == 3} == chosen
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"v": {"structure": "toeplitz"}, "z": {"scale": 2}},
+            "override 'z' matches no adapted module or part; .* q, v in",
+        ),
+        ({"v": {"strukture": "toeplitz"}}, r"override 'v' sets \['strukture'\]"),
+        ({"v": {"scale": 0}}, "switch the delta off"),
+        ({"(v": {"scale": 2}}, "is no regular expression"),
+        ({"v": {"structure": "round"}}, "no structure 'round'"),
+        ({"v": {"options": {"rank": 2}}}, "circulant has no option"),
+    ],
+)
+def test_overrides_that_cannot_work_are_named(net: Net, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadConfig, match=message):
+        peft.get_peft_model(net, on_q_and_v(overrides=overrides))  # pyright: ignore
+    assert type(net.qkv) is nn.Linear
+
+
+def test_thirds_of_fused_projections_follow_the_width_of_each(tmp_path: Path) -> None:
+    """As in hierarchical transformers, whose stages differ in width."""
+    net = nn.Sequential(nn.ModuleDict({"qkv": nn.Linear(4, 12)}), nn.ModuleDict({"qkv": nn.Linear(6, 18)}))
+    model: Any = peft.get_peft_model(net, SurmConfig(parts=["q", "v"]))  # pyright: ignore
+    spans = [[(d.start, d.stop) for d in m.deltas()] for m in model.modules() if isinstance(m, SurmLinear)]
+    assert spans == [[(0, 4), (8, 12)], [(0, 6), (12, 18)]]
+
+
+def test_an_adapter_saved_before_parts_had_names_still_loads(net: Net, tmp_path: Path) -> None:
+    """Its whole modules had no entry in slices, and their generators were called all_..."""
+    saved = SurmConfig(target_modules="(?:qkv)|(?:mix)", slices={"qkv": {"q": [0, 16]}}).to_dict()
+    for field in ("overrides", "features"):
+        del saved[field]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(saved))
+    values = {"qkv.surm_generators.q_c": torch.ones(1, 1, 16), "mix.surm_generators.all_c": torch.ones(1, 3, 20)}
+    save_file({f"base_model.model.{k}": v for k, v in values.items()}, tmp_path / "adapter_model.safetensors")
+    model = peft.PeftModel.from_pretrained(net, str(tmp_path))
+    assert all((p == 1).all() for name, p in model.named_parameters() if "surm_" in name)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,25 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from surm_seg.errors import BadConfig
+from surm_seg.roles import Part
+from surm_seg.roles import slices as slices_of
 from surm_seg.tuner import SurmConfig
 
 Decoder = Literal["full", "structured", "frozen"]
 """What of the decoder is trained beside the encoder's deltas; each backbone says what it means there."""
 
 _registry: dict[str, type[Backbone]] = {}
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where a role lives: modules whose name matches a regular expression, and the share of their outputs it owns.
-
-    Args:
-        modules: regular expression for the whole module name.
-        share: (first, end) in fractions of the outputs, such as (0, 1/3) for q of a fused qkv.
-    """
-
-    modules: str
-    share: tuple[float, float] = (0.0, 1.0)
 
 
 class Segmenter(nn.Module, ABC):
@@ -104,32 +91,20 @@ class Backbone(ABC):
         Raises:
             BadConfig: a role the backbone does not have, or that matches no Linear of the model.
         """
-        targets: list[str] = []
-        slices: dict[str, dict[str, list[int]]] = {}
-        for role in roles:
+        chosen = tuple(roles)
+        for role in chosen:
             if role not in self.roles:
                 raise BadConfig("role", f"{self.name} has no role {role!r}; choose among {', '.join(self.roles)}.")
-            part = self.roles[role]
-            widths = [
-                m.out_features
-                for name, m in model.named_modules()
-                if re.fullmatch(part.modules, name) and isinstance(m, nn.Linear)
-            ]
-            if not widths:
-                raise BadConfig("role", f"Role {role} matches no Linear of {self.name} (pattern {part.modules}).")
-            targets.append(part.modules)
-            if part.share != (0.0, 1.0):
-                span = [round(edge * widths[0]) for edge in part.share]
-                slices.setdefault(part.modules, {})[role] = span
-        if not targets:
+        if not chosen:
             raise BadConfig(
                 "role", f"No role is chosen, nothing would be adapted; choose among {', '.join(self.roles)}."
             )
-        targets += self.decoder_targets(decoder)
+        slices = slices_of(model.named_modules(), {role: [self.roles[role]] for role in chosen}, self.name)
+        targets = [*slices, *self.decoder_targets(decoder)]
         return SurmConfig(
             structure=structure,
             options=options,
-            target_modules="|".join(f"(?:{t})" for t in dict.fromkeys(targets)),
+            target_modules="|".join(f"(?:{t})" for t in targets),
             slices=slices,
             modules_to_save=self.trained_modules(model, decoder),
             **rest,

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from surm_seg.backbones import weights as weight_files
-from surm_seg.backbones.base import Backbone, Decoder, Part, Segmenter
+from surm_seg.backbones.base import Backbone, Decoder, Segmenter
 from surm_seg.errors import BadConfig, BadInput
+from surm_seg.roles import Part
 
 
 def _modeling() -> types.ModuleType:

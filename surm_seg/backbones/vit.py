@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from surm_seg.backbones.base import Backbone, Decoder, Part, Segmenter
+from surm_seg.backbones.base import Backbone, Decoder, Segmenter
 from surm_seg.errors import BadConfig, BadInput
+from surm_seg.roles import ROLES
 
 FAMILIES: dict[str, tuple[Any, Any]] = {
     "vit": (ViTConfig, ViTModel),
@@ -62,14 +63,7 @@ class VitBackbone(Backbone):
     names = ("vit",)
     pixel_mean = (0.485, 0.456, 0.406)
     pixel_std = (0.229, 0.224, 0.225)
-    roles = {  # noqa: RUF012
-        "q": Part(r".*\.q_proj"),
-        "k": Part(r".*\.k_proj"),
-        "v": Part(r".*\.v_proj"),
-        "out": Part(r".*\.(?:o_proj|out_proj)"),
-        "mlp_in": Part(r".*\.fc1"),
-        "mlp_out": Part(r".*\.fc2"),
-    }
+    roles = ROLES
 
     def __init__(self, name: str, family: str = "vit", **config: Any) -> None:
         super().__init__(name)

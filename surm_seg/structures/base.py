@@ -16,6 +16,9 @@ from surm_seg.errors import BadConfig
 Generators = dict[str, Tensor]
 """Name -> values, in the shapes that `Structure.generators` lists."""
 
+TOKENS_PER_CHUNK = 512
+"""Tokens whose intermediate products are alive at once; keeps them in the processor's cache (measured)."""
+
 _registry: dict[str, type[Structure]] = {}
 
 
@@ -105,6 +108,15 @@ class Structure(ABC):
     def ladder(cls, out_features: int, in_features: int) -> Iterator[dict[str, Any]]:
         """Options by rising number of parameters, from which `within` chooses; by default only the defaults."""
         yield {}
+
+
+def chunks(
+    x: Float[Tensor, "tokens in"], grads_y: Sequence[Float[Tensor, "tokens _"]]
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """x and grads_y by TOKENS_PER_CHUNK."""
+    for start in range(0, x.shape[0], TOKENS_PER_CHUNK):
+        chunk = slice(start, start + TOKENS_PER_CHUNK)
+        yield x[chunk], [grad_y[chunk] for grad_y in grads_y]
 
 
 def names() -> tuple[str, ...]:

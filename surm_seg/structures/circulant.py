@@ -9,12 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surm_seg.structures.base import Generators, Structure
+from surm_seg.structures.base import Generators, Structure, chunks
 from surm_seg.structures.diagonals import constant_along_diagonals, diagonal_sums
 from surm_seg.structures.grid import Grid
-
-TOKENS_PER_CHUNK = 256
-"""Tokens whose spectra are alive at once in `generator_grads`; keeps them in the processor's cache (measured)."""
 
 
 class Circulant(Structure):
@@ -87,12 +84,10 @@ class Circulant(Structure):
     ) -> list[Generators]:
         totals: list[Tensor | None] = [None] * len(generators)
         dtype = generators[0]["c"].dtype
-        for start in range(0, x.shape[0], TOKENS_PER_CHUNK):
-            chunk = slice(start, start + TOKENS_PER_CHUNK)
-            inputs = self.transform(self.grid.split(x[chunk].to(dtype))).conj_physical_()
-            for i, grad in enumerate(grads_y):
-                outputs = self.transform(self.grid.split(grad[chunk].to(dtype)))
-                total = _correlated(outputs, inputs)
+        for x_chunk, grad_chunks in chunks(x, grads_y):
+            inputs = self.transform(self.grid.split(x_chunk.to(dtype))).conj_physical_()
+            for i, grad in enumerate(grad_chunks):
+                total = _correlated(self.transform(self.grid.split(grad.to(dtype))), inputs)
                 so_far = totals[i]
                 totals[i] = total if so_far is None else so_far.add_(total)
         return [

@@ -78,18 +78,28 @@ class Displacement(Structure):
         return {"G": changes @ generators["H"].flip(-2), "H": (changes.mT @ generators["G"]).flip(-2)}
 
     def project(self, matrix: Float[Tensor, "out in"]) -> Generators:
-        """Exact where the displacement rank of the blocks is at most r; otherwise a local optimum."""
+        """Exact where the displacement rank of the blocks is at most r; otherwise a local optimum, no further from
+        the matrix than its best approximation of rank r / 2, which is a member too."""
+        cropped = self.in_features % self.block or self.out_features % self.block
+        starts = [self._truncated(matrix)]
+        if not cropped and self.rank > 1:
+            U, S, V = torch.linalg.svd(self.grid.cut(matrix), full_matrices=False)
+            half = self.rank // 2
+            low_rank = self.grid.joined(U[..., :half] * S[..., None, :half] @ V[..., :half, :])
+            starts.append(self._truncated(low_rank))
+        start = min(starts, key=lambda g: float((matrix - self.dense(g)).norm()))
+        found = alternating_least_squares(self, start, matrix, "HG" if self.in_features % self.block else "GH")
+        g, h = found["G"].norm(dim=-2, keepdim=True), found["H"].norm(dim=-2, keepdim=True)
+        share = torch.where((g > 0) & (h > 0), (h / g).sqrt(), 1)
+        return {"G": found["G"] * share, "H": found["H"] / share}
+
+    def _truncated(self, matrix: Float[Tensor, "out in"]) -> Generators:
+        """From the r largest singular values of the displacement of every block."""
         U, S, V = torch.linalg.svd(self._displacement(matrix), full_matrices=False)
         G, H = U[..., : self.rank], V.mT[..., : self.rank].flip(-2)
         half = S[..., None, : self.rank] / 2
         # Of a block with cropped columns G's space can be read off, with cropped rows H's: the other is solved for.
-        if self.in_features % self.block:
-            found = alternating_least_squares(self, {"G": G, "H": H * half}, matrix, "HG")
-        else:
-            found = alternating_least_squares(self, {"G": G * half, "H": H}, matrix, "GH")
-        g, h = found["G"].norm(dim=-2, keepdim=True), found["H"].norm(dim=-2, keepdim=True)
-        share = torch.where((g > 0) & (h > 0), (h / g).sqrt(), 1)
-        return {"G": found["G"] * share, "H": found["H"] / share}
+        return {"G": G, "H": H * half} if self.in_features % self.block else {"G": G * half, "H": H}
 
     def _displacement(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "rows columns block block"]:
         """Z_1 M - M Z_-1 of every block, with 0 wherever a cropped entry enters."""

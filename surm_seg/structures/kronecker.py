@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from surm_seg.errors import BadConfig
-from surm_seg.structures.base import Generators, Structure
+from surm_seg.structures.base import Generators, Structure, chunks
 from surm_seg.structures.refine import alternating_least_squares
 
 
@@ -107,15 +107,27 @@ class Kronecker(Structure):
     def generator_grad(
         self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
     ) -> Generators:
+        return self.generator_grads([generators], x, [grad_y])[0]
+
+    def generator_grads(
+        self,
+        generators: Sequence[Generators],
+        x: Float[Tensor, "tokens in"],
+        grads_y: Sequence[Float[Tensor, "tokens out"]],
+    ) -> list[Generators]:
         if 2 * self.rank * self.b * self.c * (self.a + self.d) > self.out_features * self.in_features:
-            return super().generator_grad(generators, x, grad_y)  # many terms cost more than the weight gradient
-        A, B = (generators[name].to(x.dtype) for name in "AB")
-        inputs, outputs = self._split(x, self.b, self.d), self._split(grad_y, self.a, self.c)
-        grads_A, grads_B = torch.empty_like(A), torch.empty_like(B)
-        for k in range(self.rank):  # term by term, so that no more than twice the memory of x is needed
-            grads_A[k] = (outputs @ (inputs @ B[k].mT).mT).sum(0)
-            grads_B[k] = (A[k].mT @ outputs).flatten(0, 1).mT @ inputs.flatten(0, 1)
-        return {"A": grads_A.to(generators["A"].dtype), "B": grads_B.to(generators["B"].dtype)}
+            return [Structure.generator_grad(self, g, x, grad_y) for g, grad_y in zip(generators, grads_y, strict=True)]
+        totals = [{name: torch.zeros_like(value) for name, value in g.items()} for g in generators]
+        for x_chunk, grad_chunks in chunks(x, grads_y):
+            # With the outer index first every product is one of plain matrices.
+            inputs = self._split(x_chunk, self.b, self.d).transpose(0, 1).flatten(0, 1)
+            for g, total, grad in zip(generators, totals, grad_chunks, strict=True):
+                outputs = self._split(grad, self.a, self.c).transpose(0, 1).reshape(self.a, -1)
+                for k in range(self.rank):
+                    A, B = g["A"][k].to(x.dtype), g["B"][k].to(x.dtype)
+                    total["A"][k] += outputs @ (inputs @ B.mT).view(self.b, -1).mT
+                    total["B"][k] += (A.mT @ outputs).view(-1, self.c).mT @ inputs
+        return totals
 
     def _split(self, x: Float[Tensor, "*batch features"], outer: int, inner: int) -> Tensor:
         """(*batch, outer, inner), padded with zeros where a prime size was rounded up."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from surm_seg.errors import BadConfig
 from surm_seg.structures.base import Generators, Structure
+from surm_seg.structures.low_rank import thin_gradients
 
 BLOCKS = 4
 """With as many features per block, the sparsest setting that leaves no entry of the matrix zero."""
@@ -92,19 +93,36 @@ class Monarch(Structure):
     def pullback(self, generators: Generators, weight_grad: Float[Tensor, "out in"]) -> Generators:
         R, L = generators["R"], generators["L"]
         rows = self._rows(weight_grad)
-        spread = (L.mT @ rows).transpose(0, 1).reshape(self.blocks, self.rank, self.blocks, self.inner)
-        return {"R": spread.diagonal(dim1=0, dim2=2).permute(2, 0, 1), "L": rows @ self._spread(R).mT}
+        return {"R": self._gathered(L.mT @ rows), "L": rows @ self._spread(R).mT}
 
     def generator_grad(
         self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
     ) -> Generators:
-        R, L = (generators[name].to(x.dtype) for name in "RL")
-        runs = self._runs(x)
-        outputs = self._padded(grad_y, self.outer).unflatten(1, (self.outer, self.blocks)).permute(2, 0, 1).contiguous()
-        features = self._shuffled(runs @ R.mT)
-        grad_features = (outputs @ L).permute(1, 2, 0).reshape(-1, self.blocks, self.rank).transpose(0, 1)
-        grads = {"R": grad_features.mT @ runs, "L": outputs.mT @ features}
-        return {name: grad.to(generators[name].dtype) for name, grad in grads.items()}
+        return self.generator_grads([generators], x, [grad_y])[0]
+
+    def generator_grads(
+        self,
+        generators: Sequence[Generators],
+        x: Float[Tensor, "tokens in"],
+        grads_y: Sequence[Float[Tensor, "tokens out"]],
+    ) -> list[Generators]:
+        if 4 * self.blocks * self.rank > min(self.out_features, self.in_features):
+            return [Structure.generator_grad(self, g, x, grad_y) for g, grad_y in zip(generators, grads_y, strict=True)]
+        # With the zeros between the blocks written out, both factors are thin: more arithmetic, but the same reads of
+        # x and grad_y, which is what takes the time.
+        here = torch.eye(self.blocks, dtype=generators[0]["L"].dtype, device=x.device)[:, None, :, None]
+        factors = []
+        for g in generators:
+            A = self._spread(g["R"]).flatten(0, 1)[:, : self.in_features]
+            B = (g["L"][:, :, None] * here).transpose(0, 1).flatten(2).flatten(0, 1)[: self.out_features]
+            factors.append((A, B))
+        found = []
+        for grad_A, grad_B in thin_gradients(factors, x, grads_y):
+            by_run = self._padded(grad_A, self.inner).unflatten(0, (self.blocks, self.rank))
+            by_output = self._padded(grad_B.mT, self.outer).unflatten(1, (self.outer, self.blocks))
+            blocks = by_output.unflatten(0, (self.blocks, self.rank)).diagonal(dim1=0, dim2=3)
+            found.append({"R": self._gathered(by_run), "L": blocks.permute(2, 1, 0)})
+        return found
 
     def _padded(self, x: Float[Tensor, "tokens features"], length: int) -> Float[Tensor, "tokens padded"]:
         missing = self.blocks * length - x.shape[1]
@@ -121,6 +139,11 @@ class Monarch(Structure):
         """The matrix from x to the shuffled features."""
         here = torch.eye(self.blocks, dtype=R.dtype, device=R.device)[:, None, :, None]
         return (R[:, :, None] * here).flatten(2).flatten(0, 1).unflatten(0, (self.rank, self.blocks)).transpose(0, 1)
+
+    def _gathered(self, spread: Float[Tensor, "output rank padded"]) -> Float[Tensor, "run rank inner"]:
+        """The transpose of `_spread`: its entries that are not zero everywhere."""
+        runs = spread.transpose(0, 1).reshape(self.blocks, self.rank, self.blocks, self.inner)
+        return runs.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
     def _rows(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "output outer padded"]:
         """The rows of each output block, padded with zeros."""

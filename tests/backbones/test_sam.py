@@ -1,5 +1,6 @@
 """SAM from the package's modules: equal to the package at its own size, right at others, picky about checkpoints."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from pipelines import recipes
 from surm_seg import backbones
 from surm_seg.backbones import sam
 from surm_seg.errors import BadConfig, BadInput
+from surm_seg.layers import SurmLayer
 
 
 def meta_checkpoint(path: Path) -> dict[str, torch.Tensor]:
@@ -113,6 +116,32 @@ def test_every_trained_parameter_gets_a_gradient(decoder: backbones.Decoder) -> 
     in_decoder = {n for n, p in model.named_parameters() if p.requires_grad and "mask_decoder.transformer" in n}
     assert bool(in_decoder) == (decoder != "frozen")
     assert all("surm_" in n for n in in_decoder) or decoder == "full"
+
+
+def test_overrides_choose_structures_by_role_and_by_layer() -> None:
+    config = recipes.Config(
+        weights="random",
+        image_size=64,
+        roles=("q", "mlp_in"),
+        overrides={"mlp_in": {"structure": "low_rank", "options": {"rank": 2}}, r"blocks\.5\..*": {"scale": 0.5}},
+    )
+    backbone = backbones.make(config.backbone)
+    model = recipes.adapted(recipes.base_model(config, backbone, 3, seed=0), backbone, config)
+    sites = {
+        f"{layer.module_name.removeprefix('image_encoder.blocks.')}.{site.part}": (site.structure, site.scale)
+        for layer in model.modules()
+        if isinstance(layer, SurmLayer)
+        for site, _, _ in layer.placed()
+    }
+    assert len(sites) == 12
+    assert sites["0.attn.qkv.q"] == ("circulant", 1.0) and sites["5.attn.qkv.q"] == ("circulant", 0.5)
+    assert sites["0.mlp.lin1.mlp_in"] == sites["5.mlp.lin1.mlp_in"] == ("low_rank", 1.0)  # the first match counts
+    with pytest.raises(BadConfig, match="override 'v' matches no adapted module or part"):
+        recipes.adapted(
+            recipes.base_model(config, backbone, 3, seed=0),
+            backbone,
+            dataclasses.replace(config, overrides={"v": {"scale": 2.0}}),
+        )
 
 
 def test_logits_have_one_channel_per_class_at_a_quarter_of_the_size() -> None:

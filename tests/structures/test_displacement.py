@@ -74,6 +74,14 @@ def test_projection_beats_the_nearest_circulant_and_the_truncation_it_starts_fro
     assert error < (matrix - structure.dense(start)).norm()
 
 
+def test_it_comes_as_near_as_half_its_rank_in_low_rank() -> None:
+    left, right = torch.randn(12, 2, dtype=torch.float64), torch.randn(2, 12, dtype=torch.float64)
+    matrix = left @ right + 0.2 * torch.randn(12, 12, dtype=torch.float64)
+    structure, low_rank = make("displacement", 12, 12, rank=4), make("low_rank", 12, 12, rank=2)
+    error = (matrix - structure.dense(structure.project(matrix))).norm()
+    assert error <= (matrix - low_rank.dense(low_rank.project(matrix))).norm()
+
+
 def test_error_falls_as_the_rank_grows() -> None:
     matrix = torch.randn(8, 8, dtype=torch.float64)
     errors = []
