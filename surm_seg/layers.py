@@ -8,6 +8,7 @@ bottleneck   X + up(GELU(down(X))) after any module            stays beside it
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from surm_seg.errors import BadConfig
-from surm_seg.kernel import Delta, add_deltas, structured_linear
+from surm_seg.kernel import LOST, Delta, add_deltas, lost_in_rounding, structured_linear
 from surm_seg.structures import Generators, Structure, make
 from surm_seg.updates import Bottleneck, Shift, Site, SiteValues, StructuredUpdate, Trainable
 
@@ -141,6 +142,7 @@ class SurmLinear(SurmLayer):
 
     sliceable = True
     merges_into = "weight"
+    _examined: tuple[list[tuple[int, int]], bool] = ([], False)
 
     @staticmethod
     def outputs(module: nn.Module, name: str, features: int | None) -> int:
@@ -148,13 +150,23 @@ class SurmLinear(SurmLayer):
             raise BadConfig(
                 "adapter-target", f"Module {name} is a {type(module).__name__}; a delta needs a torch.nn.Linear."
             )
+        if not module.weight.is_floating_point():
+            raise BadConfig("adapter-target", f"Module {name} is quantised; load the model in floating point.")
         return module.out_features
 
     def _trainable(self, site: Site) -> Structure:
         return make(site.structure, site.stop - site.start, self.base_layer.in_features, **site.options)
 
     def _merged(self, placed: Sequence[Placed]) -> Tensor:
-        return add_deltas(self.base_layer.weight, _deltas(placed))
+        weight, deltas = self.base_layer.weight, _deltas(placed)
+        lost = lost_in_rounding(weight, deltas) if weight.dtype.itemsize < 4 else 0.0
+        if lost > LOST:
+            warnings.warn(
+                f"Merging into {self.module_name} loses {lost:.0%} of the deltas, which are small against the "
+                f"precision of its {weight.dtype} weight; load the model in float32 to merge.",
+                stacklevel=2,
+            )
+        return add_deltas(weight, deltas)
 
     def deltas(self, adapters: Sequence[str] | None = None) -> list[Delta]:
         """The deltas of these adapters, of the active ones by default."""
@@ -164,10 +176,25 @@ class SurmLinear(SurmLayer):
         acting = self.acting()
         if not acting:
             return self.base_layer(x)
-        dropout = self.dropout(acting)
+        deltas, dropout = _deltas(acting), self.dropout(acting)
         if dropout > 0:
-            return self._two_branches(x, nn.functional.dropout(x, dropout), _deltas(acting))
-        return structured_linear(x, self.base_layer.weight, self.base_layer.bias, _deltas(acting))
+            return self._two_branches(x, nn.functional.dropout(x, dropout), deltas)
+        if self._swallows(deltas):
+            return self._two_branches(x, x, deltas)
+        return structured_linear(x, self.base_layer.weight, self.base_layer.bias, deltas)
+
+    def _swallows(self, deltas: Sequence[Delta]) -> bool:
+        """Whether a weight that is stored in low precision would lose much of the deltas in one sum."""
+        weight = self.base_layer.weight
+        if weight.dtype.itemsize >= 4:
+            return False
+        if torch.compiler.is_compiling():
+            return True  # the graph cannot depend on the values
+        versions = [(id(value), value._version) for delta in deltas for value in delta.generators.values()]
+        if self._examined[0] != versions:
+            with torch.no_grad():
+                self._examined = versions, lost_in_rounding(weight, deltas) > LOST
+        return self._examined[1]
 
     def _two_branches(self, x: Tensor, dropped: Tensor, deltas: list[Delta]) -> Tensor:
         """W x + b beside the deltas of the dropped input: dropout cannot be folded into one product."""

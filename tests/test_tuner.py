@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import surm_seg.structures as family
 from surm_seg import SurmConfig
 from surm_seg.errors import BadConfig
+from surm_seg.kernel import lost_in_rounding
 from surm_seg.layers import SurmLayer, SurmLinear
 
 
@@ -291,3 +292,35 @@ def test_an_adapter_saved_before_parts_had_names_still_loads(net: Net, tmp_path:
     save_file({f"base_model.model.{k}": v for k, v in values.items()}, tmp_path / "adapter_model.safetensors")
     model = peft.PeftModel.from_pretrained(net, str(tmp_path))
     assert all((p == 1).all() for name, p in model.named_parameters() if "surm_" in name)
+
+
+@pytest.mark.parametrize(("size", "apart"), [(1e-4, True), (1e-1, False)])
+def test_a_weight_stored_in_bfloat16_does_not_swallow_small_deltas(size: float, apart: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64, bias=False)
+    nn.init.normal_(layer.weight, std=0.02)
+    net = nn.Sequential(layer).bfloat16()
+    x = torch.randn(200, 64).bfloat16()
+    frozen = net(x).float()
+    model = peft.get_peft_model(net, SurmConfig(structure="circulant", target_modules=["0"]))  # pyright: ignore
+    adapted = model.base_model.model[0]
+    assert torch.equal(model(x).float(), frozen)
+    with torch.no_grad():
+        adapted.surm_generators["default"].all_c.normal_(std=size)
+    [delta] = adapted.deltas()
+    exact = x.float() @ (layer.weight.float() + delta.structure.dense(delta.generators)).T
+    lost = lost_in_rounding(layer.weight, [delta])
+    assert (lost > 0.2) is apart
+    y = adapted.base_layer(x) + delta.structure.matvec(delta.generators, x)
+    assert torch.equal(model(x), y) is apart
+    assert (model(x).float() - exact).norm() < 0.01 * exact.norm()
+    if apart:
+        with pytest.warns(UserWarning, match="Merging into 0 loses"):
+            model.merge_adapter()  # pyright: ignore
+
+
+def test_quantised_layers_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 4))
+    net[0].weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(BadConfig, match="0 is quantised"):
+        peft.get_peft_model(net, SurmConfig(target_modules=["0"]))  # pyright: ignore

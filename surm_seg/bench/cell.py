@@ -65,8 +65,11 @@ def structure_flops(structure: Structure, parts: int, grad: GradMethod) -> float
         case "toeplitz":  # as a circulant plus a skew-circulant matrix of side b
             b = max(n, m)
             return 2 * ((1 + parts) * real_fft(b) + parts * 8 * (b // 2 + 1))
-        case "low_rank" | "monarch":  # per value: once for the features, once back, once for either factor's gradient
+        case "low_rank":  # per value: once for the features or back, once for its gradient
             return parts * 4 * structure.parameters
+        case "monarch":  # the same with the zeros between the blocks written out, where that is cheaper
+            blocks, rank, _ = shapes["R"]
+            return parts * min(4 * blocks * rank * (n + m), 2 * m * n)
         case "kronecker":  # both halves of the product, once forward and once back
             (rank, a, b), (_, c, d) = shapes["A"], shapes["B"]
             return parts * 4 * rank * b * c * (a + d)

@@ -19,7 +19,7 @@ from surm_seg.bench.meter import Step, Times, check_meter, environment, interlea
 from surm_seg.bench.table import cell_table, markdown
 from surm_seg.bench.variants import Layer, Variant, known_methods, variants
 from surm_seg.errors import BadConfig, SurmError
-from surm_seg.kernel import GradMethod
+from surm_seg.kernel import Delta, GradMethod, lost_in_rounding
 from surm_seg.structures import make
 from surm_seg.volume import replacing
 
@@ -236,11 +236,10 @@ def _rounding(cell: Cell, linear: nn.Linear) -> dict[str, float]:
     """Std of a circulant delta -> |round(W + D) - W - D| / |D|: what a weight of low precision swallows of it."""
     if cell.dtype == "float32":
         return {}
-    weight = linear.weight[: cell.width].float()
     structure = make("circulant", cell.width, cell.width)
     result = {}
     for std in ROUNDED_STDS:
-        delta = structure.dense({"c": std * torch.randn(structure.generators["c"], device=weight.device)})
-        lost = (weight + delta).to(linear.weight.dtype).float() - weight - delta
-        result[f"{std:g}"] = float(lost.norm() / delta.norm())
+        c = std * torch.randn(structure.generators["c"], device=linear.weight.device)
+        delta = Delta(structure, {"c": c}, 1.0, 0, cell.width)
+        result[f"{std:g}"] = lost_in_rounding(linear.weight[: cell.width], [delta])
     return result

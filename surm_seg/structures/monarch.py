@@ -60,6 +60,12 @@ class Monarch(Structure):
     def generators(self) -> dict[str, tuple[int, ...]]:
         return {"R": (self.blocks, self.rank, self.inner), "L": (self.blocks, self.outer, self.rank)}
 
+    @property
+    def thin(self) -> bool:
+        """Few features: `generator_grads` takes fewer operations by the whole factors than the weight gradient does."""
+        features = self.blocks * self.rank
+        return 2 * features * (self.in_features + self.out_features) <= self.in_features * self.out_features
+
     def init(self) -> Generators:
         shapes = self.generators
         return {"R": torch.randn(shapes["R"]) / self.inner**0.5, "L": torch.zeros(shapes["L"])}
@@ -106,7 +112,7 @@ class Monarch(Structure):
         x: Float[Tensor, "tokens in"],
         grads_y: Sequence[Float[Tensor, "tokens out"]],
     ) -> list[Generators]:
-        if 4 * self.blocks * self.rank > min(self.out_features, self.in_features):
+        if not self.thin:
             return [Structure.generator_grad(self, g, x, grad_y) for g, grad_y in zip(generators, grads_y, strict=True)]
         # With the zeros between the blocks written out, both factors are thin: more arithmetic, but the same reads of
         # x and grad_y, which is what takes the time.
