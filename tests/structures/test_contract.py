@@ -136,7 +136,7 @@ def test_impossible_sizes_are_refused(name: str, size: tuple[int, int]) -> None:
 def test_unknown_names_and_options_are_refused() -> None:
     with pytest.raises(BadConfig, match=r"circulant, .*low_rank"):
         family.make("circular", 4, 4)
-    with pytest.raises(BadConfig, match="no option \\['rank'\\]; it takes \\['block'\\]"):
+    with pytest.raises(BadConfig, match="no option \\['rank'\\]; it takes \\['block', 'factored'\\]"):
         family.make("circulant", 4, 4, rank=2)
 
 
