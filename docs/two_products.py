@@ -9,7 +9,8 @@ from surm_seg.train import main
 
 
 def apart(self: SurmLinear, x: torch.Tensor) -> torch.Tensor:
-    return self._two_branches(x, x, self.deltas()) if self.acting() else self.base_layer(x)
+    deltas = self.deltas() if self.acting() else []
+    return self._apart(x, [x] * len(deltas), deltas)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from surm_seg.structures.base import Generators, Structure
 
 GradMethod = Literal["auto", "fft", "gemm"]
 """How generator gradients are made: `fft` from the structure's own products of x and grad_y (for circulants, sums in
-frequency space), `gemm` from one weight-gradient product and a pullback. `auto`: `fft` on a CPU, `gemm` on a GPU."""
+frequency space), `gemm` from one weight-gradient product and a pullback. `auto`: `gemm` on a GPU for structures that
+use Fourier transforms, and `fft` elsewhere."""
 
 LOST = 0.2
 """Share of the deltas lost in rounding from which they are better computed apart from a weight of low precision."""
@@ -58,19 +59,32 @@ def add_deltas(
     return total
 
 
-def _sum(weight: Tensor, deltas: Sequence[Delta], first: int) -> Tensor:
-    """Rows of the weight, numbered from `first`, plus several deltas on them."""
-    rows = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+def _sum(weight: Tensor, deltas: Sequence[Delta], first: int, every: int = 1) -> Tensor:
+    """Rows of the weight, numbered from `first`, plus several deltas on them; one row in `every`."""
+    rows = weight[::every].to(torch.promote_types(weight.dtype, torch.float32), copy=True)
     for delta in deltas:
-        rows[delta.start - first : delta.stop - first].add_(delta.structure.dense(delta.generators), alpha=delta.scale)
+        start, stop = delta.start - first, delta.stop - first
+        skipped = -start % every  # rows of the delta before the first that is looked at
+        dense = delta.structure.dense(delta.generators)[skipped::every]
+        rows[(start + skipped) // every : -(-stop // every)].add_(dense, alpha=delta.scale)
     return rows
 
 
-def lost_in_rounding(weight: Float[Tensor, "out in"], deltas: Sequence[Delta]) -> float:
-    """|round(W + D) - W - D| / |D|: the share of the deltas that a weight of low precision swallows; 0 without any."""
-    exact = add_deltas(weight, deltas, torch.promote_types(weight.dtype, torch.float32))
-    size = float((exact - weight).norm())
-    return float((exact.to(weight.dtype) - exact).norm()) / size if size else 0.0
+@torch.no_grad()
+def lost_in_rounding(weight: Float[Tensor, "out in"], deltas: Sequence[Delta], every: int = 1) -> float:
+    """|round(W + D) - W - D| / |D|: the share of the deltas that a weight of low precision swallows; 0 without any.
+
+    Args:
+        every: look at one row in so many.
+    """
+    lost, size = [weight.new_zeros((), dtype=torch.float32)], [weight.new_zeros((), dtype=torch.float32)]
+    for start, stop in _covered(deltas):
+        rows = weight[start:stop]
+        exact = _sum(rows, [delta for delta in deltas if start <= delta.start < stop], start, every)
+        lost.append((exact.to(weight.dtype) - exact).norm().float())
+        size.append((exact - rows[::every]).norm().float())
+    whole = float(torch.stack(size).norm())
+    return float(torch.stack(lost).norm()) / whole if whole else 0.0
 
 
 def _covered(deltas: Sequence[Delta]) -> list[tuple[int, int]]:
@@ -110,7 +124,7 @@ class _StructuredLinear(torch.autograd.Function):
         deltas = _rebound(ctx.deltas, leaves)
         with torch.autocast(x.device.type, enabled=False):
             grad_x = grad_y @ _summed(x, weight, deltas) if ctx.needs_input_grad[0] else None
-            x, grad_y = x.flatten(0, -2), grad_y.flatten(0, -2)
+            x, grad_y = x.reshape(-1, x.shape[-1]), grad_y.reshape(-1, grad_y.shape[-1])
             grad_weight = (grad_y.mT @ x).to(weight.dtype) if ctx.needs_input_grad[1] else None
             grad_bias = grad_y.sum(0).to(ctx.bias_dtype) if ctx.needs_input_grad[2] else None
             grads = _generator_grads(deltas, x, grad_y, ctx.method)
@@ -155,13 +169,12 @@ def _generator_grads(
     deltas: Sequence[Delta], x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"], method: GradMethod
 ) -> list[Tensor]:
     """Gradients of all generators, in the deltas' order; members of one structure share the work on x."""
-    by_gemm = method == "gemm" or (method == "auto" and x.device.type == "cuda")
     found: dict[int, Generators] = {}
     for members in _by_structure(deltas):
         structure = deltas[members[0]].structure
         rows = [grad_y[:, deltas[i].start : deltas[i].stop] for i in members]
         generators = [deltas[i].generators for i in members]
-        if by_gemm:
+        if method == "gemm" or (method == "auto" and structure.by_fft and x.device.type == "cuda"):
             grads = [Structure.generator_grad(structure, g, x, r) for g, r in zip(generators, rows, strict=True)]
         else:
             grads = structure.generator_grads(generators, x, rows)

@@ -1,9 +1,7 @@
-"""The modules that the tuner puts in the place of frozen ones; one class for each form of adapter.
+"""The modules that the tuner puts in the place of frozen ones and that merge into them.
 
 delta        W + structures on slices of a Linear's output     merges into the weight
 bias         the module's own bias + a shift                   merges into the bias
-adapter      X + GELU(S X) + b after any module                stays beside it
-bottleneck   X + up(GELU(down(X))) after any module            stays beside it
 """
 
 from __future__ import annotations
@@ -20,7 +18,10 @@ from torch import Tensor, nn
 from surm_seg.errors import BadConfig
 from surm_seg.kernel import LOST, Delta, add_deltas, lost_in_rounding, structured_linear
 from surm_seg.structures import Generators, Structure, make
-from surm_seg.updates import Bottleneck, Shift, Site, SiteValues, StructuredUpdate, Trainable
+from surm_seg.updates import Shift, Site, SiteValues, Trainable
+
+EXAMINED = 16  # one row in so many tells how much of the deltas rounding loses
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 Placed = tuple[Site, Any, Generators]
 """A site, what is trained there, and its values."""
@@ -70,7 +71,7 @@ class SurmLayer(nn.Module, BaseTunerLayer):
     def add_adapter(self, adapter: str, sites: Sequence[Site], like: Tensor) -> None:
         """Create an adapter's values on the device of `like`, in its precision and float32 at least."""
         dtype = torch.promote_types(like.dtype, torch.float32)
-        placement = [(site, self._trainable(site)) for site in sites]
+        placement = [(site, self._named_trainable(site)) for site in sites]
         values = {
             f"{site.part}_{name}": nn.Parameter(value.to(like.device, dtype))
             for site, trainable in placement
@@ -78,6 +79,12 @@ class SurmLayer(nn.Module, BaseTunerLayer):
         }
         self.surm_placement[adapter] = placement
         self.surm_generators[adapter] = SiteValues(self.module_name, values)
+
+    def _named_trainable(self, site: Site) -> Trainable:
+        try:
+            return self._trainable(site)
+        except BadConfig as error:
+            raise BadConfig(error.code, f"Module {self.module_name}, part {site.part}: {error}") from error
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT's would also round the values to the precision of the frozen module.
@@ -99,32 +106,38 @@ class SurmLayer(nn.Module, BaseTunerLayer):
             self.unmerge()
         return [] if self.disable_adapters or self.merged else self.placed()
 
-    def dropout(self, acting: Sequence[Placed]) -> float:
-        """Probability of dropping an input of the trained branch in this forward pass."""
-        return max(site.dropout for site, _, _ in acting) if self.training else 0.0
+    def dropped(self, x: Tensor, acting: Sequence[Placed]) -> dict[float, Tensor]:
+        """Probability of dropping an input of the trained branch in this forward pass -> x with those dropped."""
+        chances = {site.dropout for site, _, _ in acting}
+        return {p: nn.functional.dropout(x, p) if self.training and p > 0 else x for p in sorted(chances)}
 
-    def refuse_merging(self, adapters: Sequence[str] | None) -> None:
-        """Raise BadConfig where one of these adapters, by default of the active ones, cannot be merged."""
+    def refuse_merging(self, adapters: Sequence[str] | None, safe: bool = False) -> None:
+        """Raise BadConfig where one of these adapters, by default of the active ones, cannot be merged.
+
+        Args:
+            safe: also where values are not finite.
+        """
         if self.merges_into is None and self.placed(adapters):
             raise BadConfig(
                 "adapter-merge",
                 f"The adapter after module {self.module_name} cannot be merged into it; keep the adapted model as it "
                 "is, or drop the adapter with unload().",
             )
+        if safe and not all(v.isfinite().all() for _, _, values in self.placed(adapters) for v in values.values()):
+            raise BadConfig(
+                "adapter-not-finite",
+                f"The adapter of module {self.module_name} holds values that are not finite; nothing was merged.",
+            )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the adapters into the frozen module; its own value is kept, so that unmerging restores every bit."""
-        self.refuse_merging(adapter_names)
+        self.refuse_merging(adapter_names, safe_merge)
         adapters = [a for a in check_adapters_to_merge(self, adapter_names) or [] if a in self.surm_placement]
         if not adapters or self.merges_into is None:
             return
         parameter = getattr(self.base_layer, self.merges_into)
         with torch.no_grad():
             merged = self._merged(self.placed(adapters))
-        if safe_merge and not torch.isfinite(merged).all():
-            raise BadConfig(
-                "adapter-not-finite", f"Adapters {adapters} hold values that are not finite; nothing was merged."
-            )
         if self._unmerged is None:
             self._unmerged = parameter.detach().clone()
         parameter.data = merged
@@ -132,7 +145,8 @@ class SurmLayer(nn.Module, BaseTunerLayer):
 
     def unmerge(self) -> None:
         if self._unmerged is not None and self.merges_into is not None:
-            getattr(self.base_layer, self.merges_into).data = self._unmerged
+            parameter = getattr(self.base_layer, self.merges_into)
+            parameter.data = self._unmerged.to(parameter.device, parameter.dtype)  # the model may have moved since
             self._unmerged = None
         self.merged_adapters = []
 
@@ -142,7 +156,7 @@ class SurmLinear(SurmLayer):
 
     sliceable = True
     merges_into = "weight"
-    _examined: tuple[list[tuple[int, int]], bool] = ([], False)
+    _examined: tuple[list[tuple[Tensor, int]], bool] = ([], False)
 
     @staticmethod
     def outputs(module: nn.Module, name: str, features: int | None) -> int:
@@ -150,8 +164,10 @@ class SurmLinear(SurmLayer):
             raise BadConfig(
                 "adapter-target", f"Module {name} is a {type(module).__name__}; a delta needs a torch.nn.Linear."
             )
-        if not module.weight.is_floating_point():
-            raise BadConfig("adapter-target", f"Module {name} is quantised; load the model in floating point.")
+        if module.weight.dtype not in FLOATS:
+            raise BadConfig(
+                "adapter-target", f"Module {name} is quantised ({module.weight.dtype}); load the model unquantised."
+            )
         return module.out_features
 
     def _trainable(self, site: Site) -> Structure:
@@ -176,12 +192,16 @@ class SurmLinear(SurmLayer):
         acting = self.acting()
         if not acting:
             return self.base_layer(x)
-        deltas, dropout = _deltas(acting), self.dropout(acting)
-        if dropout > 0:
-            return self._two_branches(x, nn.functional.dropout(x, dropout), deltas)
-        if self._swallows(deltas):
-            return self._two_branches(x, x, deltas)
+        deltas, dropped = _deltas(acting), self.dropped(x, acting)
+        if any(other is not x for other in dropped.values()) or not self._is_plain() or self._swallows(deltas):
+            return self._apart(x, [dropped[site.dropout] for site, _, _ in acting], deltas)
         return structured_linear(x, self.base_layer.weight, self.base_layer.bias, deltas)
+
+    def _is_plain(self) -> bool:
+        """Whether calling the frozen module is a product with its weight and nothing else."""
+        base = self.base_layer
+        hooked = base._forward_hooks or base._forward_pre_hooks or hasattr(base, "_hf_hook")
+        return type(base).forward is nn.Linear.forward and not hooked and not base.weight.is_meta
 
     def _swallows(self, deltas: Sequence[Delta]) -> bool:
         """Whether a weight that is stored in low precision would lose much of the deltas in one sum."""
@@ -190,17 +210,23 @@ class SurmLinear(SurmLayer):
             return False
         if torch.compiler.is_compiling():
             return True  # the graph cannot depend on the values
-        versions = [(id(value), value._version) for delta in deltas for value in delta.generators.values()]
-        if self._examined[0] != versions:
-            with torch.no_grad():
-                self._examined = versions, lost_in_rounding(weight, deltas) > LOST
-        return self._examined[1]
+        tensors = [weight, *(value for delta in deltas for value in delta.generators.values())]
+        if any(tensor.is_inference() for tensor in tensors):  # they have no version
+            return lost_in_rounding(weight, deltas, EXAMINED) > LOST
+        known, swallowed = self._examined
+        if len(known) != len(tensors) or any(
+            tensor is not other or tensor._version != version
+            for tensor, (other, version) in zip(tensors, known, strict=True)
+        ):
+            swallowed = lost_in_rounding(weight, deltas, EXAMINED) > LOST
+            self._examined = [(tensor, tensor._version) for tensor in tensors], swallowed
+        return swallowed
 
-    def _two_branches(self, x: Tensor, dropped: Tensor, deltas: list[Delta]) -> Tensor:
-        """W x + b beside the deltas of the dropped input: dropout cannot be folded into one product."""
+    def _apart(self, x: Tensor, inputs: Sequence[Tensor], deltas: Sequence[Delta]) -> Tensor:
+        """W x + b as the frozen module computes it, beside each delta's product with an input of its own."""
         y = self.base_layer(x)
-        for delta in deltas:
-            update = delta.scale * delta.structure.matvec(delta.generators, dropped.to(y.dtype))
+        for delta, own in zip(deltas, inputs, strict=True):
+            update = delta.scale * delta.structure.matvec(delta.generators, own.to(y.dtype))
             before, after = delta.start, self.base_layer.out_features - delta.stop
             y = y + nn.functional.pad(update, (before, after)).to(y.dtype)
         return y
@@ -234,73 +260,3 @@ class SurmBias(SurmLayer):
         if not acting:
             return self.base_layer(*args, **kwargs)
         return torch.func.functional_call(self.base_layer, {"bias": self._merged(acting)}, args, kwargs)
-
-
-class SurmAfter(SurmLayer):
-    """A frozen module of any kind whose output X gets updates computed from X; several adapters add up.
-
-    The output is a tensor (..., features) or a tuple that starts with one.
-    """
-
-    @staticmethod
-    def outputs(module: nn.Module, name: str, features: int | None) -> int:
-        if isinstance(module, nn.Linear):
-            return module.out_features
-        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            return module.normalized_shape[-1]
-        if features is None:
-            raise BadConfig(
-                "adapter-features",
-                f"Module {name} is a {type(module).__name__}, which does not say how wide its output is; set "
-                "SurmConfig.features to the size of its last axis.",
-            )
-        return features
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.base_layer(*args, **kwargs)
-        acting = self.acting()
-        if not acting:
-            return output
-        x: Any = output[0] if isinstance(output, tuple) and output else output
-        self._check(x, acting)
-        dropout = self.dropout(acting)
-        y, dropped = x, nn.functional.dropout(x, dropout) if dropout > 0 else x
-        for site, update, values in acting:
-            y = y + (site.scale * update(values, dropped)).to(x.dtype)
-        return (y, *output[1:]) if isinstance(output, tuple) else y
-
-    def _check(self, x: Any, acting: Sequence[Placed]) -> None:
-        shape = tuple(x.shape) if isinstance(x, Tensor) else ()
-        for site, _, _ in acting:
-            if not shape or shape[-1] != site.stop:
-                raise BadConfig(
-                    "adapter-output",
-                    f"Module {self.module_name} returns {shape or type(x).__name__}, but its adapter needs a tensor "
-                    f"(..., {site.stop}), or a tuple that starts with one; adapt another module or set "
-                    "SurmConfig.features.",
-                )
-
-
-class SurmAdapter(SurmAfter):
-    """Form "adapter"."""
-
-    def _trainable(self, site: Site) -> StructuredUpdate:
-        return StructuredUpdate(make(site.structure, site.stop, site.stop, **site.options))
-
-
-class SurmBottleneck(SurmAfter):
-    """Form "bottleneck"."""
-
-    def _trainable(self, site: Site) -> Bottleneck:
-        unknown = sorted(set(site.options) - {"width"})
-        if unknown:
-            raise BadConfig("structure-option", f"Form 'bottleneck' has no option {unknown}; it takes ['width'].")
-        return Bottleneck(site.stop, **site.options)
-
-
-FORMS: dict[str, type[SurmLayer]] = {
-    "delta": SurmLinear,
-    "bias": SurmBias,
-    "adapter": SurmAdapter,
-    "bottleneck": SurmBottleneck,
-}

@@ -17,7 +17,9 @@ from surm_seg.tuner import SurmConfig
 
 
 def bitfit(model: nn.Module, **rest: Any) -> SurmConfig:
-    """Train every bias of the model and nothing else (arXiv 2106.10199).
+    """Train the bias of every Linear, norm and convolution of the model and nothing else (arXiv 2106.10199).
+
+    Biases under other names, such as those of torch's own attention and recurrent layers, stay frozen.
 
     Args:
         **rest: further fields of SurmConfig, such as modules_to_save for a new head.
@@ -25,11 +27,14 @@ def bitfit(model: nn.Module, **rest: Any) -> SurmConfig:
     Raises:
         BadConfig: a model without any bias.
     """
+    inside = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
     # A bias of a module that holds others is another name for one of theirs, as in BERT's prediction head.
     biased = [
         re.escape(name)
         for name, module in model.named_modules()
-        if isinstance(getattr(module, "bias", None), nn.Parameter) and next(module.children(), None) is None
+        if isinstance(getattr(module, "bias", None), nn.Parameter)
+        and next(module.children(), None) is None
+        and not any(name.startswith(f"{outer}.") for outer in inside)
     ]
     if not biased:
         raise BadConfig("adapter-target", f"{type(model).__name__} has no bias to train; choose another method.")

@@ -52,6 +52,24 @@ FUSED = {
 """The same in one projection, in -> 3 in, whose outputs are q, k and v one after the other."""
 
 
+def check(slices: Slices) -> None:
+    """Raise BadConfig where `slices` is not what its type says."""
+    for pattern, parts in slices.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise BadConfig(
+                "adapter-slices", f"SurmConfig slices: {pattern!r} is no regular expression: {error}."
+            ) from error
+        for part, span in parts.items():
+            whole = span is None or (len(span) == 2 and all(isinstance(edge, int) for edge in span))
+            if not whole or not part.isidentifier():
+                raise BadConfig(
+                    "adapter-slices",
+                    f"SurmConfig slices, part {part!r} of {pattern!r}: {span} is not [first, end) under a plain name.",
+                )
+
+
 def by_name(modules: Iterable[tuple[str, nn.Module]], roles: Sequence[str], owner: str) -> Slices:
     """`slices` of these roles in a model of transformers' names, fused or not.
 

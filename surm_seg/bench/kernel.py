@@ -168,13 +168,17 @@ def _row(variant: Variant) -> dict[str, Any]:
 
 def _step(layer: Layer, x: Tensor, grad_y: Tensor, forward_only: bool) -> Callable[[], list[Tensor]]:
     """Forward and backward; the output, the gradient of x and those of the layer are alive together at its end."""
-    leaves = [x, *layer.trainable.values()]
+    values = list(layer.trainable.values())
+    leaves = [x, *values]
 
     def forward() -> list[Tensor]:
         with torch.no_grad():
             return [layer.module(x)]
 
     def both() -> list[Tensor]:
+        with torch.no_grad():
+            for value in values:
+                value.add_(0)  # changed, as by an optimiser: nothing that depends on values may be kept
         y = layer.module(x)
         return [y, *torch.autograd.grad(y, leaves, grad_y)]
 

@@ -33,6 +33,8 @@ class Structure(ABC):
     """
 
     name: ClassVar[str] = ""
+    by_fft: ClassVar[bool] = False
+    """Whether `generator_grad` goes through Fourier transforms."""
     options: dict[str, Any]
     """What `make` was given beside the sizes."""
 
@@ -131,9 +133,17 @@ def make(name: str, out_features: int, in_features: int, **options: Any) -> Stru
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise BadConfig("structure-option", f"{name} has no option {unknown}; it takes {known or 'none'}.")
+    for option, value in options.items():
+        if str(inspect.signature(family).parameters[option].annotation) in ("int", "int | None"):
+            _check_whole(f"{name} {option}", value)
     structure = family(out_features, in_features, **options)
     structure.options = options
     return structure
+
+
+def _check_whole(what: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise BadConfig("structure-option", f"{what} {value!r} is not a whole number.")
 
 
 def _family(name: str) -> type[Structure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class Circulant(Structure):
     """
 
     name = "circulant"
+    by_fft = True
     above = 1
     """Factor of the entries above the diagonal of a block."""
 
@@ -57,8 +59,10 @@ class Circulant(Structure):
         )
 
     def matvec(self, generators: Generators, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        if not x.numel():  # which transforms refuse
+            return super().matvec(generators, x)
         c = self._column(generators)
-        dtype = torch.promote_types(torch.promote_types(x.dtype, c.dtype), torch.float32)  # torch.fft has no bfloat16
+        dtype = _computed_in(x.dtype, c.dtype)
         spectrum = self.transform(self.grid.split(x.to(dtype)))
         product = torch.einsum("pqf,...qf->...pf", self.transform(c.to(dtype)), spectrum)
         return self.inverse(product).flatten(-2)[..., : self.out_features].to(x.dtype)
@@ -83,7 +87,7 @@ class Circulant(Structure):
         grads_y: Sequence[Float[Tensor, "tokens out"]],
     ) -> list[Generators]:
         totals: list[Tensor | None] = [None] * len(generators)
-        dtype = generators[0]["c"].dtype
+        dtype = _computed_in(generators[0]["c"].dtype)
         for x_chunk, grad_chunks in chunks(x, grads_y):
             inputs = self.transform(self.grid.split(x_chunk.to(dtype))).conj_physical_()
             for i, grad in enumerate(grad_chunks):
@@ -91,7 +95,7 @@ class Circulant(Structure):
                 so_far = totals[i]
                 totals[i] = total if so_far is None else so_far.add_(total)
         return [
-            self._chained(g, torch.zeros_like(g["c"]) if total is None else self.inverse(total))
+            self._chained(g, torch.zeros_like(g["c"]) if total is None else self.inverse(total).to(g["c"].dtype))
             for g, total in zip(generators, totals, strict=True)
         ]
 
@@ -115,6 +119,11 @@ class Circulant(Structure):
         total = sums[..., self.block - 1 :].clone()
         total[..., 1:] += above * sums[..., : self.block - 1]
         return total
+
+
+def _computed_in(*dtypes: torch.dtype) -> torch.dtype:
+    """The precision of transforms: float32 at least, since torch.fft has no bfloat16."""
+    return functools.reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def _correlated(outputs: Tensor, inputs: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ class Displacement(Structure):
         return self.grid.joined(_from_diagonals(changes - sums + sums[..., -1:] / 2, offset=0))
 
     def matvec(self, generators: Generators, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        if not x.numel():  # which transforms refuse
+            return super().matvec(generators, x)
         G, H = generators["G"].mT, generators["H"].mT
         dtype = torch.promote_types(torch.promote_types(x.dtype, G.dtype), torch.float32)
         inputs = self.right.transform(self.grid.split(x.to(dtype)))[..., None, :, None, :]

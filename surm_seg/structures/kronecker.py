@@ -38,10 +38,12 @@ class Kronecker(Structure):
             factors = _best_factors(self.rows, self.columns)
         else:
             self.rows, self.columns = out_features, in_features
-            if len(factors) != 2 or min(factors) < 1 or self.rows % factors[0] or self.columns % factors[1]:
+            pair = isinstance(factors, Sequence) and len(factors) == 2 and all(isinstance(f, int) for f in factors)
+            if not pair or min(factors) < 1 or self.rows % factors[0] or self.columns % factors[1]:
                 raise BadConfig(
                     "structure-option",
-                    f"kronecker factors {list(factors)} are not a divisor of {out_features} and one of {in_features}.",
+                    f"kronecker factors {list(factors) if pair else factors} are not a divisor of {out_features} and "
+                    f"one of {in_features}.",
                 )
         self.a, self.b = factors
         self.c, self.d = self.rows // self.a, self.columns // self.b

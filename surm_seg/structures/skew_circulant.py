@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -37,13 +35,6 @@ class SkewCirculant(Circulant):
 
 def _twist(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """exp(i pi k / b) for the entries that are transformed, from a float64 table whatever the product's precision."""
-    if torch.compiler.is_compiling():
-        return _table.__wrapped__(block, dtype, device)
-    return _table(block, dtype, device)
-
-
-@cache
-def _table(block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     count = block if block % 2 else block // 2
     angle = torch.arange(count, dtype=torch.float64, device=device) * (torch.pi / block)
     table = torch.polar(torch.ones_like(angle), angle)

@@ -30,6 +30,7 @@ class Toeplitz(Structure):
     """
 
     name = "toeplitz"
+    by_fft = True
 
     def __init__(self, out_features: int, in_features: int, symmetric: bool = False, factored: bool = False) -> None:
         super().__init__(out_features, in_features)
