@@ -1,6 +1,7 @@
 """The pattern of every structure, drawn by the code that computes it: `python docs/patterns.py docs/patterns.png`.
 
-One random member of each registered family, square (16 x 16) and rectangular (16 x 24), with default options.
+One random member of each registered family, square (16 x 16) and rectangular (16 x 24), with default options
+(low rank with rank 2).
 """
 
 from __future__ import annotations

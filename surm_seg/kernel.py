@@ -175,7 +175,7 @@ def _generator_grads(
         rows = [grad_y[:, deltas[i].start : deltas[i].stop] for i in members]
         generators = [deltas[i].generators for i in members]
         if method == "gemm" or (method == "auto" and structure.by_fft and x.device.type == "cuda"):
-            grads = [Structure.generator_grad(structure, g, x, r) for g, r in zip(generators, rows, strict=True)]
+            grads = Structure.generator_grads(structure, generators, x, rows)
         else:
             grads = structure.generator_grads(generators, x, rows)
         for i, grad in zip(members, grads, strict=True):

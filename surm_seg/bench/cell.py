@@ -53,8 +53,7 @@ def real_fft(length: int) -> float:
 def structure_flops(structure: Structure, parts: int, grad: GradMethod) -> float | None:
     """Of the gradients of `parts` equal structures that read the same x; nothing is added to the products with x."""
     n, m, shapes = structure.in_features, structure.out_features, structure.generators
-    own = type(structure).generator_grad, type(structure).generator_grads
-    if grad == "gemm" or own == (Structure.generator_grad, Structure.generator_grads):
+    if grad == "gemm" or type(structure).generator_grads is Structure.generator_grads:
         return parts * 2 * m * n  # the slices' weight gradient
     match structure.name:
         case "circulant" | "skew_circulant":

@@ -26,7 +26,7 @@ class Structure(ABC):
     """A family of (out_features, in_features) matrices; knows shapes and arithmetic, and holds no values.
 
     A subclass with a `name` registers itself. It states `generators`, `init`, `dense` and `project`; `matvec`,
-    `pullback` and `generator_grad` have general forms here, which a subclass replaces where it has cheaper ones.
+    `pullback` and `generator_grads` have general forms here, which a subclass replaces where it has cheaper ones.
 
     Raises:
         BadConfig: a size below 1, or options that do not fit the sizes.
@@ -89,8 +89,8 @@ class Structure(ABC):
     def generator_grad(
         self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
     ) -> Generators:
-        """Gradient of the generators where y = matvec(x) received grad_y; cost of one weight-gradient product."""
-        return self.pullback(generators, (grad_y.mT @ x).to(next(iter(generators.values())).dtype))
+        """Gradient of the generators where y = matvec(x) received grad_y."""
+        return self.generator_grads([generators], x, [grad_y])[0]
 
     def generator_grads(
         self,
@@ -98,8 +98,11 @@ class Structure(ABC):
         x: Float[Tensor, "tokens in"],
         grads_y: Sequence[Float[Tensor, "tokens out"]],
     ) -> list[Generators]:
-        """`generator_grad` of several members that read the same x; replaced where they can share work."""
-        return [self.generator_grad(g, x, grad_y) for g, grad_y in zip(generators, grads_y, strict=True)]
+        """`generator_grad` of several members that read the same x; here for a weight-gradient product each."""
+        return [
+            self.pullback(g, (grad_y.mT @ x).to(next(iter(g.values())).dtype))
+            for g, grad_y in zip(generators, grads_y, strict=True)
+        ]
 
     @property
     def parameters(self) -> int:

@@ -75,11 +75,6 @@ class Circulant(Structure):
     def pullback(self, generators: Generators, weight_grad: Float[Tensor, "out in"]) -> Generators:
         return self._chained(generators, self._diagonal_sums(weight_grad, self.above))
 
-    def generator_grad(
-        self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
-    ) -> Generators:
-        return self.generator_grads([generators], x, [grad_y])[0]
-
     def generator_grads(
         self,
         generators: Sequence[Generators],

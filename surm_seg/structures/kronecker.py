@@ -106,11 +106,6 @@ class Kronecker(Structure):
         grads = {"A": B @ rearranged.mT, "B": A @ rearranged}
         return {name: grad.view_as(generators[name]) for name, grad in grads.items()}
 
-    def generator_grad(
-        self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
-    ) -> Generators:
-        return self.generator_grads([generators], x, [grad_y])[0]
-
     def generator_grads(
         self,
         generators: Sequence[Generators],
@@ -118,7 +113,7 @@ class Kronecker(Structure):
         grads_y: Sequence[Float[Tensor, "tokens out"]],
     ) -> list[Generators]:
         if 2 * self.rank * self.b * self.c * (self.a + self.d) > self.out_features * self.in_features:
-            return [Structure.generator_grad(self, g, x, grad_y) for g, grad_y in zip(generators, grads_y, strict=True)]
+            return super().generator_grads(generators, x, grads_y)
         totals = [{name: torch.zeros_like(value) for name, value in g.items()} for g in generators]
         for x_chunk, grad_chunks in chunks(x, grads_y):
             # With the outer index first every product is one of plain matrices.

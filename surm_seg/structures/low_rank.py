@@ -62,11 +62,6 @@ class LowRank(Structure):
         sign = 1 if self.factor > 0 else -1
         return {"A": root[:, None] * V[: self.rank], "B": sign * U[:, : self.rank] * root}
 
-    def generator_grad(
-        self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
-    ) -> Generators:
-        return self.generator_grads([generators], x, [grad_y])[0]
-
     def generator_grads(
         self,
         generators: Sequence[Generators],

@@ -101,11 +101,6 @@ class Monarch(Structure):
         rows = self._rows(weight_grad)
         return {"R": self._gathered(L.mT @ rows), "L": rows @ self._spread(R).mT}
 
-    def generator_grad(
-        self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
-    ) -> Generators:
-        return self.generator_grads([generators], x, [grad_y])[0]
-
     def generator_grads(
         self,
         generators: Sequence[Generators],
@@ -113,7 +108,7 @@ class Monarch(Structure):
         grads_y: Sequence[Float[Tensor, "tokens out"]],
     ) -> list[Generators]:
         if not self.thin:
-            return [Structure.generator_grad(self, g, x, grad_y) for g, grad_y in zip(generators, grads_y, strict=True)]
+            return super().generator_grads(generators, x, grads_y)
         # With the zeros between the blocks written out, both factors are thin: more arithmetic, but the same reads of
         # x and grad_y, which is what takes the time.
         here = torch.eye(self.blocks, dtype=generators[0]["L"].dtype, device=x.device)[:, None, :, None]

@@ -89,11 +89,6 @@ class Toeplitz(Structure):
     def pullback(self, generators: Generators, weight_grad: Float[Tensor, "out in"]) -> Generators:
         return super().pullback(generators, weight_grad) if self.factor else self._adjoint(diagonal_sums(weight_grad))
 
-    def generator_grad(
-        self, generators: Generators, x: Float[Tensor, "tokens in"], grad_y: Float[Tensor, "tokens out"]
-    ) -> Generators:
-        return self.generator_grads([generators], x, [grad_y])[0]
-
     def generator_grads(
         self,
         generators: Sequence[Generators],
@@ -101,7 +96,7 @@ class Toeplitz(Structure):
         grads_y: Sequence[Float[Tensor, "tokens out"]],
     ) -> list[Generators]:
         if self.factor:
-            return [Structure.generator_grad(self, g, x, grad_y) for g, grad_y in zip(generators, grads_y, strict=True)]
+            return super().generator_grads(generators, x, grads_y)
         dtype = next(iter(generators[0].values())).dtype
         c = [{"c": x.new_empty(1, 1, self.side, dtype=dtype)}] * len(generators)
         inputs, outputs = _padded(x, self.side), [_padded(grad_y, self.side) for grad_y in grads_y]

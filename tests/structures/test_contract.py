@@ -91,7 +91,7 @@ def test_generator_grad_is_autograd_through_dense(name: str, size: tuple[int, in
     expected = torch.autograd.grad(x @ structure.dense(leaves).T, list(leaves.values()), grad_y)
     detached = {n: value.detach() for n, value in leaves.items()}
     by_structure = structure.generator_grad(detached, x, grad_y)
-    by_weight_gradient = Structure.generator_grad(structure, detached, x, grad_y)
+    [by_weight_gradient] = Structure.generator_grads(structure, [detached], x, [grad_y])
     for generator, gradient in zip(leaves, expected, strict=True):
         torch.testing.assert_close(by_structure[generator], gradient)
         torch.testing.assert_close(by_weight_gradient[generator], gradient)
