@@ -30,6 +30,7 @@ COMMANDS = {
     "prepare": "turn CT volumes and labels into a prepared data set",
     "train": "fine-tune a backbone and score the held-out cases",
     "evaluate": "score predicted label maps against references",
+    "compare": "compare runs on the same cases, by paired tests",
     "predict": "segment volumes with a trained run",
     "convert": "turn a trained LoRA into structured deltas",
     "bench": "measure speed and memory, as ratios side by side",

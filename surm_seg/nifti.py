@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 from xml.etree import ElementTree
@@ -196,8 +197,7 @@ def _parse(block: bytearray, path: Path, max_voxels: int) -> Header:
     if len(shape) != 3:
         refuse("not-3d", f"has {len(shape)} dimensions {tuple(shape)}; extract one 3D volume and give that")
     i, j, k = shape
-    if i * j * k > max_voxels:
-        refuse("too-large", f"announces {i * j * k:,} voxels, over the limit of {max_voxels:,}; crop or resample it")
+    check_size((i, j, k), max_voxels, refuse)
     if int(raw["datatype"]) not in DATATYPES:
         refuse("datatype", f"stores datatype {int(raw['datatype'])}; only 8 to 64 bit integers and floats can be read")
     dtype = np.dtype(raw.endianness + DATATYPES[int(raw["datatype"])])
@@ -237,7 +237,7 @@ def _scaling(raw: nib.Nifti1Header, dtype: np.dtype, refuse: Refuse) -> tuple[fl
 
 
 def _check_geometry(raw: nib.Nifti1Header, refuse: Refuse) -> None:
-    """Accept only an affine that is a rotation, flips and a spacing in mm."""
+    """Accept only a header that states, in mm, how the voxels lie in the patient."""
     if int(raw["xyzt_units"]) & 7 not in (UNITS_UNKNOWN, UNITS_MM):
         refuse("units", "measures space in metres or microns; convert it to millimetres")
     if not int(raw["sform_code"]) and not int(raw["qform_code"]):
@@ -246,6 +246,17 @@ def _check_geometry(raw: nib.Nifti1Header, refuse: Refuse) -> None:
         affine = np.asarray(raw.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError):  # a quaternion longer than 1
         affine = np.full((4, 4), np.nan)
+    check_affine(affine, refuse)
+
+
+def check_size(shape: tuple[int, int, int], max_voxels: int, refuse: Refuse) -> None:
+    """Accept no more voxels than the budget."""
+    if (voxels := prod(shape)) > max_voxels:
+        refuse("too-large", f"announces {voxels:,} voxels, over the limit of {max_voxels:,}; crop or resample it")
+
+
+def check_affine(affine: np.ndarray, refuse: Refuse) -> None:
+    """Accept only a finite 4 x 4 affine with a plausible spacing in mm and perpendicular axes."""
     if not np.isfinite(affine).all():
         refuse("bad-affine", "has an affine that is not finite; export it again")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)

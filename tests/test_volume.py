@@ -74,7 +74,7 @@ DAMAGED: dict[str, tuple[str, bytes, str]] = {
     "plain named .gz": ("x.nii.gz", PLAIN, "damaged-gzip"),
     "gzip named .nii": ("x.nii", gzip.compress(PLAIN, 0), "not-nifti"),
     "text": ("x.nii", b"not an image " * 50, "not-nifti"),
-    "another name": ("x.mhd", PLAIN, "not-nifti"),
+    "another name": ("x.img", PLAIN, "not-nifti"),
     "NIfTI-2": ("x.nii", nib.Nifti2Image(VOXELS, LPS).to_bytes(), "not-nifti"),
     "pair": ("x.nii", image_bytes(magic=b"ni1"), "bad-magic"),
     "no magic": ("x.nii", image_bytes(magic=b"abc"), "bad-magic"),
