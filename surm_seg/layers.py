@@ -35,7 +35,7 @@ class SurmLayer(nn.Module, BaseTunerLayer):
     sliceable: ClassVar[bool] = False
     """Whether a site may be a slice of the outputs."""
     merges_into: ClassVar[str | None] = None
-    """Name of the frozen parameter that merging writes."""
+    """Name of the frozen parameter that merging writes; None where nothing can be merged."""
 
     def __init__(self, base_layer: nn.Module, module_name: str) -> None:
         super().__init__()
@@ -45,7 +45,6 @@ class SurmLayer(nn.Module, BaseTunerLayer):
         self.surm_generators = nn.ModuleDict()
         self.surm_placement: dict[str, list[tuple[Site, Any]]] = {}
         self.merged_adapters: list[str] = []
-        self._unmerged: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -63,10 +62,6 @@ class SurmLayer(nn.Module, BaseTunerLayer):
     @abstractmethod
     def _trainable(self, site: Site) -> Trainable:
         """What is trained at a site."""
-
-    def _merged(self, placed: Sequence[Placed]) -> Tensor:
-        """The parameter `merges_into` with these sites in it, in its own type."""
-        raise NotImplementedError
 
     def add_adapter(self, adapter: str, sites: Sequence[Site], like: Tensor) -> None:
         """Create an adapter's values on the device of `like`, in its precision and float32 at least."""
@@ -130,10 +125,29 @@ class SurmLayer(nn.Module, BaseTunerLayer):
             )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write the adapters into the frozen module; its own value is kept, so that unmerging restores every bit."""
+        """Write the adapters into the frozen module; raises BadConfig where they cannot be merged."""
         self.refuse_merging(adapter_names, safe_merge)
+
+    def unmerge(self) -> None:
+        """Take the merged adapters out of the frozen module again."""
+        self.merged_adapters = []
+
+
+class SurmMergeable(SurmLayer):
+    """A frozen module with a parameter into which its adapters can be written."""
+
+    merges_into: ClassVar[str]
+    _unmerged: Tensor | None = None
+
+    @abstractmethod
+    def _merged(self, placed: Sequence[Placed]) -> Tensor:
+        """The parameter `merges_into` with these sites in it, in its own type."""
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """As declared; the parameter's own value is kept, so that unmerging restores every bit."""
+        super().merge(safe_merge, adapter_names)
         adapters = [a for a in check_adapters_to_merge(self, adapter_names) or [] if a in self.surm_placement]
-        if not adapters or self.merges_into is None:
+        if not adapters:
             return
         parameter = getattr(self.base_layer, self.merges_into)
         with torch.no_grad():
@@ -144,14 +158,14 @@ class SurmLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters += adapters
 
     def unmerge(self) -> None:
-        if self._unmerged is not None and self.merges_into is not None:
+        if self._unmerged is not None:
             parameter = getattr(self.base_layer, self.merges_into)
             parameter.data = self._unmerged.to(parameter.device, parameter.dtype)  # the model may have moved since
             self._unmerged = None
-        self.merged_adapters = []
+        super().unmerge()
 
 
-class SurmLinear(SurmLayer):
+class SurmLinear(SurmMergeable):
     """Form "delta": a frozen nn.Linear with structured deltas on slices of its output; several adapters add up."""
 
     sliceable = True
@@ -236,7 +250,7 @@ def _deltas(placed: Sequence[Placed]) -> list[Delta]:
     return [Delta(structure, values, site.scale, site.start, site.stop) for site, structure, values in placed]
 
 
-class SurmBias(SurmLayer):
+class SurmBias(SurmMergeable):
     """Form "bias": a frozen module whose bias is shifted (BitFit, arXiv 2106.10199)."""
 
     merges_into = "bias"

@@ -52,15 +52,18 @@ FUSED = {
 """The same in one projection, in -> 3 in, whose outputs are q, k and v one after the other."""
 
 
+def check_pattern(pattern: str, code: str, field: str) -> None:
+    """Raise BadConfig, with this code and naming this field of SurmConfig, for what is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise BadConfig(code, f"SurmConfig {field} {pattern!r} is no regular expression: {error}.") from error
+
+
 def check(slices: Slices) -> None:
     """Raise BadConfig where `slices` is not what its type says."""
     for pattern, parts in slices.items():
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise BadConfig(
-                "adapter-slices", f"SurmConfig slices: {pattern!r} is no regular expression: {error}."
-            ) from error
+        check_pattern(pattern, "adapter-slices", "slices:")
         for part, span in parts.items():
             whole = span is None or (len(span) == 2 and all(isinstance(edge, int) for edge in span))
             if not whole or not part.isidentifier():

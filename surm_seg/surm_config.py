@@ -85,12 +85,7 @@ class SurmConfig(PeftConfig):
                     "adapter-overrides",
                     f"SurmConfig override {key!r} sets {unknown}; it can set structure, options and scale.",
                 )
-            try:
-                re.compile(key)
-            except re.error as error:
-                raise BadConfig(
-                    "adapter-overrides", f"SurmConfig override {key!r} is no regular expression: {error}."
-                ) from error
+            roles.check_pattern(key, "adapter-overrides", "override")
         for scale in (self.scale, *(entry.get("scale", 1) for entry in self.overrides.values())):
             if scale == 0 or not math.isfinite(scale):
                 raise BadConfig("adapter-scale", f"SurmConfig scale {scale} would switch the delta off for ever.")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import scipy.linalg
 import torch
 from safetensors.torch import load_file, save_file
+from saved_lora import QUERY_AND_VALUE, WEIGHTS, change, loaded, logits, rewritten, run, save_lora, small_roberta
 from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
@@ -23,45 +23,10 @@ from surm_seg import convert
 from surm_seg.errors import BadConfig
 from surm_seg.structures.toeplitz import Toeplitz
 
-Tensors = dict[str, Tensor]
-
-TOKENS = torch.arange(3, 19).reshape(2, 8)
-LAYER = "roberta.encoder.layer.0.attention.self.query"
-KEY = f"base_model.model.{LAYER}"
-QUERY_AND_VALUE = [f"roberta.encoder.layer.{n}.attention.self.{name}" for n in (0, 1) for name in ("query", "value")]
-
 
 @pytest.fixture(scope="module")
 def roberta() -> nn.Module:
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=40)
-    return RobertaForSequenceClassification(RobertaConfig(**sizes, num_labels=3)).eval()
-
-
-def save_lora(base: nn.Module, folder: Path, **config: Any) -> Tensor:
-    """Save a LoRA with random factors, and a head of its own; returns the merged model's logits."""
-    torch.manual_seed(1)
-    settings = dict(task_type="SEQ_CLS", r=4, lora_alpha=6, target_modules=["query", "value"], init_lora_weights=False)
-    model = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**(settings | config)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.3 * torch.randn_like(parameter)
-    model.save_pretrained(str(folder))
-    return logits(model.merge_and_unload())
-
-
-def logits(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        return model.eval()(TOKENS).logits
-
-
-def loaded(base: nn.Module, folder: Path) -> nn.Module:
-    return peft.PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
-
-
-def run(adapter: Path, family: str, *options: str) -> int:
-    return convert.main([str(adapter), "--to", family, "--device", "cpu", *options])
+    return small_roberta()
 
 
 def rows(out: str) -> dict[str, list[str]]:
@@ -114,11 +79,11 @@ def test_what_was_trained_beside_and_the_names_are_carried(roberta: nn.Module, t
     settings = dict(target_modules=r".*\.(query|key|value)", exclude_modules=r".*\.key", revision="main")
     save_lora(roberta, tmp_path / "lora", **settings)
     rewritten(base_model_name_or_path="roberta-base")(tmp_path / "lora")
-    before = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    before = load_file(tmp_path / "lora" / WEIGHTS)
     before = {key: value.bfloat16() if "classifier" in key else value for key, value in before.items()}
-    save_file(before, tmp_path / "lora" / "adapter_model.safetensors")
+    save_file(before, tmp_path / "lora" / WEIGHTS)
     assert run(tmp_path / "lora", "circulant") == 0
-    after = load_file(tmp_path / "lora-circulant" / "adapter_model.safetensors")
+    after = load_file(tmp_path / "lora-circulant" / WEIGHTS)
     head = {key: value for key, value in before.items() if "lora_" not in key}
     assert len(head) == 4 and all(torch.equal(after[key], value) for key, value in head.items())
     assert all(after[key].dtype == (torch.bfloat16 if key in head else torch.float32) for key in after)
@@ -126,11 +91,6 @@ def test_what_was_trained_beside_and_the_names_are_carried(roberta: nn.Module, t
     assert config["peft_type"] == "SURM" and config["structure"] == "circulant" and config["task_type"] == "SEQ_CLS"
     assert settings.items() <= config.items() and config["modules_to_save"] == ["classifier", "score"]
     assert config["base_model_name_or_path"] == "roberta-base"
-
-
-def change(folder: Path, new: Callable[[Tensors], Tensors | None], file: str = "adapter_model.safetensors") -> None:
-    tensors = load_file(folder / file)
-    save_file(new(tensors) or tensors, folder / file)
 
 
 def test_a_constant_delta_is_toeplitz(roberta: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +105,7 @@ def test_a_constant_delta_is_toeplitz(roberta: nn.Module, tmp_path: Path, capsys
 
 
 def deltas(folder: Path, scaling: float) -> dict[str, np.ndarray]:
-    tensors = {key: value.double().numpy() for key, value in load_file(folder / "adapter_model.safetensors").items()}
+    tensors = {key: value.double().numpy() for key, value in load_file(folder / WEIGHTS).items()}
     return {
         module: scaling
         * tensors[f"base_model.model.{module}.lora_B.weight"]
@@ -270,26 +230,6 @@ def test_an_output_is_written_whole_or_not_at_all_and_never_over_another(
     loaded(roberta, tmp_path / "empty")
 
 
-def as_microsoft(folder: Path, path: Path) -> None:
-    """A PEFT folder as microsoft/LoRA would have saved it."""
-    tensors = load_file(folder / "adapter_model.safetensors")
-    torch.save({re.sub(r"^base_model\.model\.|(?<=lora_[AB])\.weight$", "", k): v for k, v in tensors.items()}, path)
-
-
-def test_a_state_dict_of_microsoft_lora_needs_its_alpha(
-    roberta: nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    expected = save_lora(roberta, tmp_path / "lora")
-    as_microsoft(tmp_path / "lora", tmp_path / "ms.bin")
-    assert run(tmp_path / "ms.bin", "low_rank") == 2
-    err = capsys.readouterr().err
-    assert "error [convert-alpha]" in err and "--alpha" in err and "16" in err
-    assert run(tmp_path / "ms.bin", "low_rank", "--alpha", "6") == 0
-    torch.testing.assert_close(logits(loaded(roberta, tmp_path / "ms-low_rank")), expected, rtol=0, atol=1e-5)
-    config = json.loads((tmp_path / "ms-low_rank" / "adapter_config.json").read_text())
-    assert config["target_modules"] == QUERY_AND_VALUE and config["modules_to_save"] == ["classifier"]
-
-
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Threads that wait for each other in 24 decompositions take minutes where the cores are busy with other tests."""
@@ -319,103 +259,6 @@ def test_the_published_mnli_adapter(shared_data: Path, tmp_path: Path, capsys: p
     change = merged.get_submodule(name).weight - before
     torch.testing.assert_close(change, 2 * saved[f"{name}.lora_B"] @ saved[f"{name}.lora_A"], rtol=0, atol=1e-6)
     assert torch.equal(merged.classifier.out_proj.weight, saved["classifier.out_proj.weight"])
-
-
-def rewritten(**values: Any) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        path = folder / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return damage
-
-
-def with_tensors(new: Callable[[Tensors], Tensors]) -> Callable[[Path], None]:
-    return lambda folder: change(folder, lambda tensors: tensors | new(tensors))
-
-
-def truncated(name: str) -> Callable[[Path], None]:
-    def damage(folder: Path) -> None:
-        path = folder / name
-        if path.suffix == ".bin":
-            torch.save(load_file(folder / "adapter_model.safetensors"), path)
-            (folder / "adapter_model.safetensors").unlink()
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-    return damage
-
-
-WEIGHTS = "adapter_model.safetensors"
-A, B = f"{KEY}.lora_A.weight", f"{KEY}.lora_B.weight"
-DAMAGES = {
-    "no config": ("lora-missing", "adapter_config.json", lambda folder: os.unlink(folder / "adapter_config.json")),
-    "no weights": ("lora-missing", "adapter_model", lambda folder: os.unlink(folder / WEIGHTS)),
-    "broken config": ("lora-config", "adapter_config.json", truncated("adapter_config.json")),
-    "a list": ("lora-config", "adapter_config.json", lambda folder: (folder / "adapter_config.json").write_text("[]")),
-    "another method": ("lora-not-plain", "IA3", rewritten(peft_type="IA3")),
-    "dora": ("lora-not-plain", "use_dora", rewritten(use_dora=True)),
-    "transposed": ("lora-not-plain", "fan_in_fan_out", rewritten(fan_in_fan_out=True)),
-    "biases": ("lora-not-plain", "bias='all'", rewritten(bias="all")),
-    "another start": ("lora-not-plain", "init_lora_weights='pissa'", rewritten(init_lora_weights="pissa")),
-    "token rows": ("lora-not-plain", "trainable_token_indices", rewritten(trainable_token_indices=[1])),
-    "another rank": ("lora-rank", LAYER, rewritten(r=8)),
-    "NaN": ("lora-not-finite", LAYER, with_tensors(lambda t: {B: t[B] * torch.nan})),
-    "infinite": ("lora-not-finite", LAYER, with_tensors(lambda t: {A: t[A] / 0})),
-    "mismatch": ("lora-shape", LAYER, with_tensors(lambda t: {B: t[B][:, 1:].clone()})),
-    "one factor": ("lora-shape", LAYER, lambda f: change(f, lambda t: {k: v for k, v in t.items() if k != B})),
-    "convolution": ("lora-not-plain", LAYER, with_tensors(lambda t: {A: t[A][..., None, None].clone()})),
-    "embedding": ("lora-not-plain", "lora_embedding_A", with_tensors(lambda t: {f"{KEY}.lora_embedding_A": t[A] + 1})),
-    "magnitude": ("lora-not-plain", "magnitude", with_tensors(lambda t: {f"{KEY}.lora_magnitude_vector": t[A][0] + 1})),
-    "no layers": (
-        "lora-empty",
-        WEIGHTS,
-        lambda f: change(f, lambda t: {k: v for k, v in t.items() if "lora" not in k}),
-    ),
-    "untrained": ("lora-untrained", "lora", with_tensors(lambda t: {k: 0 * v for k, v in t.items() if "lora_B" in k})),
-    "cut": ("lora-unreadable", WEIGHTS, truncated(WEIGHTS)),
-    "cut pickle": ("lora-unreadable", "adapter_model.bin", truncated("adapter_model.bin")),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGES)
-def test_bad_input_is_one_sentence_that_names_file_and_layer(
-    roberta: nn.Module, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, shown, damage = DAMAGES[name]
-    save_lora(roberta, tmp_path / "lora")
-    damage(tmp_path / "lora")
-    capsys.readouterr()
-    assert run(tmp_path / "lora", "circulant") == 3
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error [{code}]: ") and shown in line and str(tmp_path / "lora") in line
-    assert [path.name for path in tmp_path.iterdir()] == ["lora"]
-
-
-@pytest.mark.parametrize(
-    ("content", "code"),
-    [
-        (None, "lora-missing"),
-        (b"", "lora-unreadable"),
-        (b"no pickle at all", "lora-unreadable"),
-        ([torch.ones(2)], "lora-unreadable"),
-        ({"state_dict": {"a": torch.ones(2)}}, "lora-unreadable"),
-        ({"a.weight": torch.ones(2, 2)}, "lora-empty"),
-        ({f"{LAYER}.lora_A": torch.ones(2, 4), f"{LAYER}.lora_B": torch.ones(4, 2), f"{LAYER}.bias": torch.ones(4)},
-         "lora-not-plain"),
-        ({A: torch.ones(2, 4), B: torch.ones(4, 2)}, "lora-not-plain"),
-    ],
-)  # fmt: skip
-def test_files_that_are_no_state_dict_of_a_lora(
-    tmp_path: Path, content: Any, code: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "lora.bin"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
-    assert run(path, "circulant", "--alpha", "16") == 3
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error [{code}]: ") and str(path) in line
-    assert not list(tmp_path.glob("*circulant*"))
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,12 @@ class Structure(ABC):
         """Number of trainable values."""
         return sum(torch.Size(shape).numel() for shape in self.generators.values())
 
+    def _checked_rank(self, rank: int, largest: int, bound: str) -> int:
+        """`rank`; raises BadConfig outside 1..largest, saying what that `bound` is."""
+        if not 1 <= rank <= largest:
+            raise BadConfig("structure-option", f"{self.name} rank {rank} is not in 1..{largest}, {bound}.")
+        return rank
+
     @classmethod
     def ladder(cls, out_features: int, in_features: int) -> Iterator[dict[str, Any]]:
         """Options by rising number of parameters, from which `within` chooses; by default only the defaults."""

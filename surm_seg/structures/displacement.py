@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surm_seg.errors import BadConfig
 from surm_seg.structures.base import Generators, Structure
 from surm_seg.structures.circulant import Circulant
 from surm_seg.structures.grid import Grid
@@ -35,11 +34,7 @@ class Displacement(Structure):
         super().__init__(out_features, in_features)
         self.grid = Grid(out_features, in_features, block, self.name)
         self.block = self.grid.block
-        if not 1 <= rank <= self.block:
-            raise BadConfig(
-                "structure-option", f"displacement rank {rank} is not in 1..{self.block}, the side of its blocks."
-            )
-        self.rank = rank
+        self.rank = self._checked_rank(rank, self.block, "the side of its blocks")
         self.left, self.right = Circulant(self.block, self.block), SkewCirculant(self.block, self.block)
 
     @classmethod

@@ -48,13 +48,8 @@ class Kronecker(Structure):
         self.a, self.b = factors
         self.c, self.d = self.rows // self.a, self.columns // self.b
         self.largest_rank = min(self.a * self.b, self.c * self.d)
-        if not 1 <= rank <= self.largest_rank:
-            raise BadConfig(
-                "structure-option",
-                f"kronecker rank {rank} is not in 1..{self.largest_rank}, the entries of the smaller of the factors "
-                f"{self.a} x {self.b} and {self.c} x {self.d}.",
-            )
-        self.rank = rank
+        entries = f"the entries of the smaller of the factors {self.a} x {self.b} and {self.c} x {self.d}"
+        self.rank = self._checked_rank(rank, self.largest_rank, entries)
 
     @classmethod
     def ladder(cls, out_features: int, in_features: int) -> Iterator[dict[str, Any]]:

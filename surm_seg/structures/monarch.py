@@ -42,13 +42,8 @@ class Monarch(Structure):
         self.blocks = blocks
         self.inner, self.outer = -(-in_features // blocks), -(-out_features // blocks)
         self.largest_rank = blocks * min(self.inner, self.outer)
-        if not 1 <= rank <= self.largest_rank:
-            raise BadConfig(
-                "structure-option",
-                f"monarch rank {rank} is not in 1..{self.largest_rank}, all that {blocks} blocks can use at "
-                f"{out_features} x {in_features}.",
-            )
-        self.rank = rank
+        usable = f"all that {blocks} blocks can use at {out_features} x {in_features}"
+        self.rank = self._checked_rank(rank, self.largest_rank, usable)
 
     @classmethod
     def ladder(cls, out_features: int, in_features: int) -> Iterator[dict[str, Any]]:
