@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import yaml
 from jaxtyping import Int, UInt8
+from scipy.ndimage import find_objects
+from skimage.measure import label
 from torch import nn
 
 from pipelines.recipes import Config, base_model, input_of
 from pipelines.transforms import Input, predict_volume
 from surm_seg import backbones
-from surm_seg.cases import file_digest
 from surm_seg.errors import BadInput, Corrupt
 from surm_seg.tuner import merged
-from surm_seg.volume import replacing
+from surm_seg.volume import file_digest, replacing
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Trained:
         labels: organ names; label value = position + 1.
         precision: float32 or bfloat16, as it was trained and scored.
         facts: run.json.
+        mirrored: the class that stands for each class where left and right are exchanged.
     """
 
     model: nn.Module
@@ -38,12 +41,47 @@ class Trained:
     labels: tuple[str, ...]
     precision: str
     facts: dict[str, Any]
+    mirrored: tuple[int, ...]
 
     @torch.inference_mode()
-    def __call__(self, volume: Int[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z y x"]:
+    def __call__(
+        self, volume: Int[np.ndarray, "z y x"], tta: Literal["none", "flip"] = "none", keep_largest: bool = False
+    ) -> UInt8[np.ndarray, "z y x"]:
+        """Label of every voxel of a volume in HU, axes growing to Superior, Posterior, Left.
+
+        Args:
+            tta: flip averages the probabilities with those of the mirrored slices.
+            keep_largest: of every organ, only the largest piece (26-connected).
+        """
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return predict_volume(self.model, volume, self.input)
+            found = predict_volume(self.model, volume, self.input, self.mirrored if tta == "flip" else None)
+        return largest_pieces(found) if keep_largest else found
+
+
+def largest_pieces(labels: UInt8[np.ndarray, "z y x"]) -> UInt8[np.ndarray, "z y x"]:
+    """Every label's largest 26-connected piece; the rest becomes background."""
+    result = np.zeros_like(labels)
+    for value, box in enumerate(find_objects(labels), 1):
+        if box is not None:
+            pieces = np.asarray(label(labels[box] == value))
+            largest = np.bincount(pieces.ravel())[1:].argmax() + 1
+            result[box][pieces == largest] = value
+    return result
+
+
+def mirrored_classes(labels: Sequence[str], sides_keep: bool) -> tuple[int, ...]:
+    """For each class, background first, the one that a model names where left and right are exchanged.
+
+    Args:
+        sides_keep: whether the model was trained on mirrored slices too, and so knows an organ by more than its side.
+    """
+    other = {"left": "right", "right": "left"}
+    names = ["_".join(other.get(word, word) for word in organ.split("_")) for organ in labels]
+    return (
+        0,
+        *((n if sides_keep or name not in labels else labels.index(name) + 1) for n, name in enumerate(names, 1)),
+    )
 
 
 def load_run(run: Path, device: str) -> Trained:
@@ -73,7 +111,8 @@ def load_run(run: Path, device: str) -> Trained:
     if facts["adapter_sha256"] != _adapter_digests(run):
         raise Corrupt("adapter-digest", f"{run / 'adapter'} has changed since it was written; restore it.")
     model = merged(base, run / "adapter")
-    return Trained(model.to(device).eval(), input_of(config, backbone), labels, stored["precision"], facts)
+    mirrored = mirrored_classes(labels, config.augment == "samed")
+    return Trained(model.to(device).eval(), input_of(config, backbone), labels, stored["precision"], facts, mirrored)
 
 
 def base_digest(base: nn.Module, backbone: backbones.Backbone, config: Config) -> str:

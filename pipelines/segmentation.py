@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.losses.dice import DiceCELoss
 from torch import Tensor, nn
 
 from pipelines.inference import base_digest, load_run, record_adapter
+from pipelines.loss import DiceCE
 from pipelines.model_card import model_card
 from pipelines.recipes import RECIPES, Config, adapted, base_model, input_of
 from pipelines.transforms import augmentation, predict_volume
@@ -21,9 +22,12 @@ from surm_seg.cases import Case, Dataset
 from surm_seg.errors import BadInput
 from surm_seg.labels import SYNAPSE
 from surm_seg.metrics import score
-from surm_seg.report import dice_table, score_pair, write_scores
+from surm_seg.report import dice_table, write_scores
+from surm_seg.report_page import Views, write_report
+from surm_seg.report_run import run_facts
+from surm_seg.scored import Scored, score_case
 from surm_seg.task import Batch, Record, Task
-from surm_seg.volume import write_labels
+from surm_seg.volume import read_labels, write_labels
 
 __all__ = ["RECIPES", "Config", "create"]
 
@@ -72,17 +76,7 @@ class Segmentation(Task):
         self.index = [(case, z) for case in self.train_cases for z in range(case.shape[0])]
         self.side = max(max(case.shape[1:]) for case in self.train_cases)
         self.augment = augmentation(config.augment)
-        self.criterion = DiceCELoss(
-            include_background=True,
-            to_onehot_y=True,
-            softmax=True,
-            squared_pred=True,
-            batch=True,
-            smooth_nr=1e-5,
-            smooth_dr=1e-5,
-            lambda_dice=config.dice_weight,
-            lambda_ce=1 - config.dice_weight,
-        )
+        self.criterion = DiceCE(config.dice_weight)
 
     def _cases(self) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
         labelled = {name: [c for c in self.dataset.split(name) if c.label_sha256] for name in ("train", "val")}
@@ -114,6 +108,10 @@ class Segmentation(Task):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def name(self, index: int) -> str:
+        case, z = self.index[index]
+        return f"{case.id}, slice {z}"
 
     def sampling_weights(self) -> np.ndarray | None:
         if not self.config.balanced:
@@ -149,12 +147,21 @@ class Segmentation(Task):
         return {"image": image, "label": label}
 
     def loss(self, batch: Batch) -> Tensor:
+        return self.criterion(*self._answers(batch))
+
+    def sums(self, batch: Batch) -> Tensor:
+        return self.criterion.sums(*self._answers(batch))
+
+    def loss_of(self, sums: Tensor) -> Tensor:
+        return self.criterion.loss_of(sums)
+
+    def _answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits, and the labels at their resolution."""
         logits = self.model(self.input.pixels(batch["image"])).float()
         if self.config.loss_at == "image":
             size = (self.config.image_size, self.config.image_size)
             logits = nn.functional.interpolate(logits, size, mode="bilinear")
-        labels = nn.functional.interpolate(batch["label"], logits.shape[-2:], mode="nearest-exact")
-        return self.criterion(logits, labels)
+        return logits, nn.functional.interpolate(batch["label"], logits.shape[-2:], mode="nearest-exact")
 
     def validate(self) -> Record:
         """Mean Dice by the recommended protocol over the validation cases; nothing when there are none."""
@@ -216,18 +223,27 @@ class Segmentation(Task):
         card.unlink(missing_ok=True)  # PEFT's; ours is written when the scores are known
         record_adapter(run)
         trained = load_run(run, device)
-        rows = []
+        cases = []
         (run / "predictions").mkdir(exist_ok=True)
         for case in track(self.scored_cases, "predicting and scoring", len(self.scored_cases)):
             found = trained(case.image)
             write_labels(run / "predictions" / f"{case.id}.nii.gz", case.grid.restore(found), case.grid)
-            rows += score_pair(found, _labels_of(case), self.dataset.labels, case.spacing, case.id)
-        summary = write_scores(run / "scores", rows, run=run.name, adapter=self.config.structure, seed=self.seed)
+            cases.append(score_case(found, _labels_of(case), self.dataset.labels, case.spacing, case.id))
+        folder, scored, structure = run / "scores", Scored.joined(cases), self.config.structure
+        summary = write_scores(folder, scored.rows, scored.slices, run=run.name, adapter=structure, seed=self.seed)
+        views = partial(self._views, run)
+        write_report(folder, summary, scored.rows, scored.slices, views, run=run_facts(run))
         card.write_text(model_card(self.facts(), asdict(self.config), summary["overall"]["dice"]["mean"]))
         if self.config.score_on == "train":
             say("scored on the training cases: this shows that the pipe is whole, not that the model generalises")
         say(dice_table(summary))
         return 0
+
+    def _views(self, run: Path, case_id: str) -> Views:
+        """What the report's pictures of a scored case are drawn from."""
+        case = self.dataset.case(case_id)
+        found = read_labels(run / "predictions" / f"{case_id}.nii.gz").lps()
+        return Views(case.image, found, _labels_of(case), case.spacing)
 
 
 def check(config: Config, seed: int) -> None:

@@ -6,6 +6,7 @@ not square are padded at the end with the lower edge of the window, so that one 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,30 +97,46 @@ def zoom_to(slices: np.ndarray, side: int, order: int) -> np.ndarray:
     return np.stack([np.asarray(zoom(channel, factor, order=order)) for channel in slices])
 
 
-def label_map(
+def enlarged_logits(
     logits: Float[Tensor, "batch classes h w"], rows: int, columns: int
-) -> UInt8[Tensor, "batch rows columns"]:
-    """Logits on a square -> the most likely class of every pixel of the original slice."""
+) -> Float[Tensor, "batch classes rows columns"]:
+    """Logits on a square -> logits of every pixel of the original slice."""
     side = max(rows, columns)
     full = torch.nn.functional.interpolate(logits.float(), (side, side), mode="bilinear", align_corners=False)
-    return full[:, :, :rows, :columns].argmax(1).to(torch.uint8)
+    return full[:, :, :rows, :columns]
 
 
 BATCH = 8
 """Slices per forward pass; a constant, because products of other sizes may round differently."""
 
 
-def predict_volume(model: nn.Module, volume: Int[np.ndarray, "z y x"], input: Input) -> UInt8[np.ndarray, "z y x"]:
-    """Label of every voxel of a volume in HU, axes growing to Superior, Posterior, Left."""
-    device = next(model.parameters()).device
-    depth, rows, columns = volume.shape
+def predict_volume(
+    model: nn.Module, volume: Int[np.ndarray, "z y x"], input: Input, mirrored: Sequence[int] | None = None
+) -> UInt8[np.ndarray, "z y x"]:
+    """Label of every voxel of a volume in HU, axes growing to Superior, Posterior, Left.
+
+    Args:
+        mirrored: also look at every slice with left and right exchanged, and average the probabilities; the class that
+            stands for each class there. Takes twice the time.
+    """
     result = np.empty(volume.shape, np.uint8)
-    for start in range(0, depth, BATCH):
-        stop = min(start + BATCH, depth)
-        slices = np.stack([input.enlarged(input.slices(volume, z), order=3) for z in range(start, stop)])
-        logits = model(input.pixels(torch.from_numpy(slices).to(device)))
-        result[start:stop] = label_map(logits, rows, columns).cpu().numpy()
+    for start in range(0, volume.shape[0], BATCH):
+        zs = range(start, min(start + BATCH, volume.shape[0]))
+        scores = _logits(model, volume, input, zs)
+        if mirrored is not None:
+            there = _logits(model, volume[:, :, ::-1], input, zs).flip(-1)[:, list(mirrored)]
+            scores = scores.softmax(1) + there.softmax(1)
+        result[start : zs.stop] = scores.argmax(1).to(torch.uint8).cpu().numpy()
     return result
+
+
+def _logits(
+    model: nn.Module, volume: Int[np.ndarray, "z y x"], input: Input, zs: range
+) -> Float[Tensor, "batch classes y x"]:
+    """Logits of every pixel of the slices zs."""
+    device = next(model.parameters()).device
+    slices = np.stack([input.enlarged(input.slices(volume, z), order=3) for z in zs])
+    return enlarged_logits(model(input.pixels(torch.from_numpy(slices).to(device))), *volume.shape[1:])
 
 
 class SamedRotationd(RandomizableTransform, MapTransform):

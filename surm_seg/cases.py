@@ -1,6 +1,7 @@
 """The prepared data set on disk: one folder per case with memory-mapped arrays, and a manifest written last.
 
     DATASET/dataset.json        labels, splits, digests, what the training cases look like
+    DATASET/sheet.png           one slice of every case with its organs outlined, to be looked at
     DATASET/case_key.json       case id -> the user's own file names; private (mode 0600)
     DATASET/cases/ID/image.npy  int16 HU, axes (z, y, x) growing to Superior, Posterior, Left
     DATASET/cases/ID/label.npy  uint8, same axes; organ k of `labels` is k + 1; absent when unlabelled
@@ -15,20 +16,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from surm_seg.errors import BadConfig, BadInput, Corrupt
-from surm_seg.fingerprint import hu_summary, label_histogram, over_cases
-from surm_seg.volume import Grid, Volume, replacing, sync_folder
+from surm_seg.volume import Grid, file_digest
 
 SCHEMA = "surm-seg/dataset-1"
 PROTOCOL = 1  # raised when the same input would be prepared to other voxels
@@ -45,6 +42,7 @@ class Case:
         split: train, val or test.
         folder: holds image.npy and label.npy.
         grid: of the source image, to write results back on it.
+        spacing: mm along (z, y, x); None where the source does not know, whatever its grid says.
         inputs: SHA-256 of what the case was made from, by role.
         hu: min, p1, p99 and max of the image.
         histogram: voxels per organ; None when unlabelled.
@@ -54,6 +52,7 @@ class Case:
     split: str
     folder: Path
     grid: Grid
+    spacing: tuple[float, float, float] | None
     inputs: Mapping[str, str]
     image_sha256: str
     label_sha256: str | None
@@ -64,11 +63,6 @@ class Case:
     def shape(self) -> tuple[int, int, int]:
         """Voxels along (z, y, x)."""
         return self.grid.lps_shape
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """mm along (z, y, x)."""
-        return self.grid.lps_spacing
 
     @property
     def image(self) -> np.ndarray:
@@ -135,7 +129,7 @@ class Dataset:
             if (data["schema"], data["protocol"]) != (SCHEMA, PROTOCOL):
                 sentence = f"{folder} was prepared by another version of surm-seg; prepare it again."
                 raise BadInput("dataset-schema", sentence)
-            cases = tuple(_case(folder, record) for record in data["cases"])
+            cases = tuple(case_of(folder, record) for record in data["cases"])
             labels, source = tuple(map(str, data["labels"])), str(data["format"])
             fingerprint = dict(data["fingerprint"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -163,164 +157,12 @@ class Dataset:
             case.verify()
 
 
-def write_case(
-    dataset: Path,
-    case_id: str,
-    image: Volume,
-    label: np.ndarray | None,
-    labels: Sequence[str],
-    inputs: Mapping[str, str],
-) -> None:
-    """Store one case under `dataset`; atomic. An older one of that id stays in use until `write_dataset`.
-
-    Args:
-        image: int16 HU.
-        label: uint8 on the image's grid, axes (i, j, k), values up to len(labels); None when unlabelled.
-        inputs: SHA-256 of everything the arrays depend on, by role.
-    """
-    assert CASE_ID.fullmatch(case_id) and image.voxels.dtype == np.int16
-    final, building = dataset / "cases" / case_id, dataset / "cases" / f".{case_id}.part"
-    if final.exists():
-        final = _waiting(dataset, case_id)
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
-    try:
-        view = image.lps()
-        record: dict[str, Any] = {
-            "id": case_id,
-            "shape": list(view.shape),
-            "spacing": list(image.grid.lps_spacing),
-            "axcodes": "".join(image.grid.axcodes),
-            "grid": image.grid.to_json(),
-            "inputs": dict(inputs),
-            "image_sha256": _save(building / "image.npy", view),
-            "label_sha256": None,
-            "hu": hu_summary(view),
-            "histogram": None,
-        }
-        if label is not None:
-            assert label.dtype == np.uint8 and label.shape == image.voxels.shape
-            view = image.grid.lps(label)
-            record["label_sha256"] = _save(building / "label.npy", view)
-            record["histogram"] = label_histogram(view, labels)
-        with replacing(building / "case.json") as file:
-            _write_json(file, record)
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(building, final)
-        sync_folder(final.parent)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-
-
-def finished(dataset: Path, case_id: str, inputs: Mapping[str, str]) -> bool:
-    """Whether this case is there, made from these inputs, and intact; costs one read of its arrays.
-
-    A case that waits to replace it is looked at too, and removed where the one in place will do.
-    """
-    waiting = _waiting(dataset, case_id)
-    if _intact(dataset / "cases" / case_id, dataset, case_id, inputs):
-        shutil.rmtree(waiting, ignore_errors=True)
-        return True
-    return _intact(waiting, dataset, case_id, inputs)
-
-
-def write_dataset(
-    dataset: Path, format: str, labels: Sequence[str], splits: Mapping[str, str], key: Mapping[str, Any] | None = None
-) -> Dataset:
-    """Make the written cases a data set: replaced cases, case_key.json, then dataset.json.
-
-    What needs room on the disk is written first: an older data set survives until nothing but renames is left, and is
-    then without a manifest for as long as they take.
-
-    Args:
-        splits: case id -> train, val or test; the order is kept.
-        key: case id -> the source's own names, for the private file; None keeps none.
-    """
-    records = []
-    for case_id, split in splits.items():
-        assert split in SPLITS
-        waiting = _waiting(dataset, case_id) / "case.json"
-        path = waiting if waiting.exists() else dataset / "cases" / case_id / "case.json"
-        records.append({"id": case_id, "split": split, **json.loads(path.read_bytes())})
-    manifest = {
-        "schema": SCHEMA,
-        "protocol": PROTOCOL,
-        "format": format,
-        "labels": list(labels),
-        "fingerprint": over_cases([record for record in records if record["split"] == "train"]),
-        "cases": records,
-    }
-    with ExitStack() as files:  # closed last to first: the manifest is the last to appear
-        _write_json(files.enter_context(replacing(dataset / "dataset.json")), manifest)
-        if key is not None:
-            _write_json(files.enter_context(replacing(dataset / "case_key.json", 0o600)), dict(key))
-        _put_in_place(dataset, splits)
-    return Dataset.open(dataset)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _case(dataset: Path, record: Mapping[str, Any]) -> Case:
-    """A manifest entry as a Case; raises ValueError, KeyError or TypeError when it is none."""
+def case_of(dataset: Path, record: Mapping[str, Any]) -> Case:
+    """A manifest entry as a case under this data set; raises ValueError, KeyError or TypeError when it is none."""
     if not CASE_ID.fullmatch(record["id"]) or record["split"] not in SPLITS:
         raise ValueError("not a case")
-    stored = {field.name: record[field.name] for field in fields(Case) if field.name != "folder"}
-    stored |= {"folder": dataset / "cases" / record["id"], "grid": Grid.from_json(record["grid"])}
+    stored: dict[str, Any] = {field.name: record[field.name] for field in fields(Case) if field.name != "folder"}
+    spacing = None if record["spacing"] is None else tuple(map(float, record["spacing"]))
+    stored |= {"folder": dataset / "cases" / record["id"], "spacing": spacing}
+    stored["grid"] = Grid.from_json(record["grid"])
     return Case(**stored)
-
-
-def _waiting(dataset: Path, case_id: str) -> Path:
-    """Where a case waits that will replace the one in place."""
-    return dataset / "cases" / f".{case_id}.new"
-
-
-def _put_in_place(dataset: Path, case_ids: Iterable[str]) -> None:
-    """Replace cases by those that wait for it; one that waits in vain, for a case no longer asked for, is removed."""
-    waiting = {_waiting(dataset, case_id): dataset / "cases" / case_id for case_id in case_ids}
-    for new in (dataset / "cases").glob(".*.new"):
-        if new in waiting:
-            # The manifest that names the old arrays must not survive them.
-            (dataset / "dataset.json").unlink(missing_ok=True)
-            shutil.rmtree(waiting[new], ignore_errors=True)
-            os.rename(new, waiting[new])
-        else:
-            shutil.rmtree(new)
-    sync_folder(dataset / "cases")
-
-
-def _intact(folder: Path, dataset: Path, case_id: str, inputs: Mapping[str, str]) -> bool:
-    try:
-        record = json.loads((folder / "case.json").read_bytes())
-        case = replace(_case(dataset, record | {"split": "train"}), folder=folder)
-        case.verify()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, Corrupt):
-        return False
-    return case.id == case_id and dict(case.inputs) == dict(inputs)
-
-
-def _save(path: Path, view: np.ndarray) -> str:
-    """Write a (z, y, x) view as C-ordered .npy, one slice at a time, and return the file's SHA-256."""
-    digest = hashlib.sha256()
-    header = {"descr": np.lib.format.dtype_to_descr(view.dtype), "fortran_order": False, "shape": view.shape}
-    with open(path, "w+b") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.seek(0)
-        digest.update(file.read())
-        for plane in view:
-            data = np.ascontiguousarray(plane).data
-            digest.update(data)
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _write_json(file: BinaryIO, data: Mapping[str, Any]) -> None:
-    file.write(json.dumps(data, indent=1, allow_nan=False).encode() + b"\n")
-    file.flush()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -31,8 +32,10 @@ COMMANDS = {
     "train": "fine-tune a backbone and score the held-out cases",
     "evaluate": "score predicted label maps against references",
     "compare": "compare runs on the same cases, by paired tests",
+    "doctor": "look at data or a run: is it what it should be?",
     "predict": "segment volumes with a trained run",
     "convert": "turn a trained LoRA into structured deltas",
+    "export": "write a run as ONNX or as a MONAI bundle",
     "bench": "measure speed and memory, as ratios side by side",
 }
 
@@ -125,6 +128,15 @@ def check_memory(needed: int, device: str) -> int:
             "lower --batch_size or --image_size.",
         )
     return 0
+
+
+def check_space(output: Path, needed: int) -> None:
+    """Raise BadInput where fewer than `needed` bytes are free on the disk of a folder, which need not exist yet."""
+    place = output.absolute()
+    free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+    if needed > free:
+        sentence = f"{output} needs {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; choose another --output."
+        raise BadInput("disk-full", sentence)
 
 
 def _normalised(arguments: Sequence[str], flags: set[str]) -> list[str]:

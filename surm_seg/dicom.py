@@ -26,6 +26,7 @@ from pydicom.filereader import read_file_meta_info
 from surm_seg import nifti
 from surm_seg.errors import BadInput
 from surm_seg.grid import Volume, header_of, image_of
+from surm_seg.stream import Refuse, refusing, regular_file
 
 # Warnings and log lines of both libraries quote tags, of a damaged header even the patient's name; what they warn about
 # is refused here, or harmless.
@@ -34,9 +35,9 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 
 ENDINGS = (".dcm", ".dicom", ".ima")  # a file so named must be DICOM; any other may be, and is ignored if not
 TAGS: list[Any] = [
-    "SeriesInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation",
-    "BitsAllocated", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope",
-    "RescaleIntercept", "ModalityLUTSequence",
+    "SeriesInstanceUID", "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel",
+    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelSpacing",
+    "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
 ]  # fmt: skip
 NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 ENCAPSULATED = (
@@ -82,7 +83,7 @@ class Slice:
         return values
 
     def refuse(self, code: str, what: str) -> NoReturn:
-        raise BadInput(code, f"{self.path} {what}.")
+        refusing(self.path)(code, what)
 
 
 class Series:
@@ -91,11 +92,17 @@ class Series:
     def __init__(self, path: Path, slices: list[Slice], header: nifti.Header) -> None:
         self.path = path
         self.header = header
-        self._slices = slices
+        self.slices = slices
+
+    @property
+    def modality(self) -> str | None:
+        """CT, MR, ...; None where it is not stated."""
+        stated = str(self.slices[0].header.get("Modality", ""))
+        return stated if re.fullmatch("[A-Z]{2,16}", stated) else None  # a damaged length could bring more into it
 
     def slabs(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (k, values of shape (i, j, 1)) slice by slice, rescaled to HU."""
-        for k, one in enumerate(self._slices):
+        for k, one in enumerate(self.slices):
             reader = sitk.ImageFileReader()
             reader.SetImageIO("GDCMImageIO")
             reader.SetFileName(str(one.path))
@@ -121,10 +128,7 @@ def read_series(folder: str | Path, series: str | None = None, *, max_voxels: in
 
 def opened(folder: Path, max_voxels: int = nifti.MAX_VOXELS, series: str | None = None) -> Series:
     """Read and check all headers of a series; raises BadInput."""
-
-    def refuse(code: str, what: str) -> NoReturn:
-        raise BadInput(code, f"{folder} {what}.")
-
+    refuse = refusing(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # see above: they too quote what they found
         slices = _one_series(_slices(folder, refuse), series, refuse)
@@ -135,7 +139,7 @@ def opened(folder: Path, max_voxels: int = nifti.MAX_VOXELS, series: str | None 
     return Series(folder, slices, header_of(shape, affine, np.dtype(np.int32), max_voxels, refuse))
 
 
-def _slices(folder: Path, refuse: nifti.Refuse) -> list[Slice]:
+def _slices(folder: Path, refuse: Refuse) -> list[Slice]:
     """All DICOM images of the folder."""
     if folder.is_symlink() or not folder.is_dir():
         refuse("not-a-file", "is not a folder, or only a link to one; give the folder of a DICOM series itself")
@@ -151,18 +155,10 @@ def _slices(folder: Path, refuse: nifti.Refuse) -> list[Slice]:
 
 def _slice(path: Path) -> Slice | None:
     """The header of one file, None where it is no DICOM image; raises BadInput and OSError."""
-
-    def refuse(code: str, what: str) -> NoReturn:
-        raise BadInput(code, f"{path} {what}.")
-
-    status = path.lstat()
-    if stat.S_ISDIR(status.st_mode):
+    if stat.S_ISDIR(path.lstat().st_mode):
         return None
-    if not stat.S_ISREG(status.st_mode):
-        refuse("not-a-file", "is a link or not a regular file; give a folder that holds the files themselves")
-    if status.st_size == 0:
-        refuse("empty-file", "is empty; copy or export it again")
-    with open(path, "rb") as file:
+    refuse = refusing(path)
+    with regular_file(path) as file:
         if file.read(132)[128:] != b"DICM":
             if path.name.lower().endswith(ENDINGS):
                 refuse("not-dicom", "is not a DICOM file; copy or export it again")
@@ -193,24 +189,26 @@ def _slice(path: Path) -> Slice | None:
         if min(size) < 1:
             refuse("bad-dimensions", f"announces impossible dimensions {list(size)}; export it again")
         expected = size[0] * size[1] * bits // 8 if syntax in NATIVE else None
-        return Slice(path, series, size, header, _complete(file, syntax, expected, status.st_size))
+        return Slice(path, series, size, header, whole_pixels(file, syntax, expected))
 
 
-def _complete(file: BinaryIO, syntax: uid.UID, expected: int | None, size: int) -> bool:
+def whole_pixels(file: BinaryIO, syntax: uid.UID, expected: int | None) -> bool:
     """Whether whole pixel data follow: of the expected bytes, or fragments up to their delimiter where it is None."""
     order = "little" if syntax.is_little_endian else "big"
     tag = file.read(4)
     if tag != (b"\xe0\x7f\x10\x00" if order == "little" else b"\x7f\xe0\x00\x10"):
         return False
-    length = int.from_bytes(file.read(4) if syntax.is_implicit_VR else file.read(8)[4:], order)
+    if not syntax.is_implicit_VR and file.read(4)[:2] not in (b"OB", b"OW"):
+        return False
+    length = int.from_bytes(file.read(4), order)
     if expected is not None:
-        return expected <= length <= expected + 1 and file.tell() + length <= size
+        return expected <= length <= expected + 1 and file.tell() + length <= os.fstat(file.fileno()).st_size
     while len(item := file.read(8)) == 8 and item[:4] == b"\xfe\xff\x00\xe0":
         file.seek(int.from_bytes(item[4:], "little"), os.SEEK_CUR)
     return item == b"\xfe\xff\xdd\xe0\0\0\0\0"
 
 
-def _one_series(slices: list[Slice], series: str | None, refuse: nifti.Refuse) -> list[Slice]:
+def _one_series(slices: list[Slice], series: str | None, refuse: Refuse) -> list[Slice]:
     """The slices of the series asked for, or of the only one."""
     groups: dict[str, list[Slice]] = {}
     for one in slices:
@@ -236,8 +234,12 @@ def _check(one: Slice) -> None:
         one.refuse("multi-frame", "holds several frames (enhanced DICOM); export it as one file per slice, or as NIfTI")
     if one.numbers("SamplesPerPixel", 1, 1) != 1 or one.header.get("PhotometricInterpretation") != "MONOCHROME2":
         one.refuse("colour", "is not a plain grey picture (MONOCHROME2); give the original CT slices")
-    if one.numbers("BitsAllocated", 1)[0] not in (8, 16, 32):
-        one.refuse("datatype", "stores voxels of other than 8, 16 or 32 bit; export it again")
+    tags = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+    allocated, stored, high, signed = (one.numbers(tag, 1)[0] for tag in tags)
+    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1 or signed not in (0, 1):
+        one.refuse("datatype", "does not store plain integers of 8, 16 or 32 bit; export it again")
+    if len({tag in one.header for tag in ("RescaleSlope", "RescaleIntercept")}) == 2:  # decoders invent the other
+        one.refuse("bad-scaling", "has a RescaleSlope without a RescaleIntercept, or the reverse; export it again")
     slope, inter = one.numbers("RescaleSlope", 1, 1), one.numbers("RescaleIntercept", 1, 0)
     if not slope or abs(slope) * 2.0**32 + abs(inter) > float(np.finfo(np.float32).max):
         one.refuse("bad-scaling", "has a RescaleSlope or RescaleIntercept that cannot be; export it again")
@@ -247,7 +249,7 @@ def _check(one: Slice) -> None:
         one.refuse("truncated", "has no pixels, or not as many as its header announces; copy or export it again")
 
 
-def _stacked(slices: list[Slice], refuse: nifti.Refuse) -> tuple[list[Slice], np.ndarray]:
+def _stacked(slices: list[Slice], refuse: Refuse) -> tuple[list[Slice], np.ndarray]:
     """The slices in the order of their positions along the normal, and the affine of the stack (RAS+ mm)."""
     if len(slices) < 2:
         refuse("single-slice", "holds one slice, which has no thickness; give the whole series")
@@ -270,7 +272,7 @@ def _stacked(slices: list[Slice], refuse: nifti.Refuse) -> tuple[list[Slice], np
     return [slices[n] for n in order], np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def _step(positions: np.ndarray, normal: np.ndarray, refuse: nifti.Refuse) -> float:
+def _step(positions: np.ndarray, normal: np.ndarray, refuse: Refuse) -> float:
     """mm from slice to slice, of positions (n, 3) ordered along the normal; raises BadInput where they are uneven."""
     offsets = positions - positions[0]
     heights = offsets @ normal

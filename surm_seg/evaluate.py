@@ -5,27 +5,28 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import affine_transform
 
 from surm_seg import cli
 from surm_seg.errors import BadConfig, BadInput, SurmError
-from surm_seg.labels import SYNAPSE, LabelMap, read_table
+from surm_seg.labels import LabelMap, label_tables
+from surm_seg.matching import Pair, match, with_images
 from surm_seg.metrics import NSD_TOLERANCE_MM, PROTOCOLS
-from surm_seg.report import Row, dice_table, score_pair, write_scores
-from surm_seg.volume import ENDINGS, Grid, Volume, bare_name, read_grid, read_labels, replacing, stem
-
-__all__ = ["EvaluateConfig", "evaluate", "label_table", "main", "match", "score_pair"]
+from surm_seg.report import Row, dice_table, write_scores
+from surm_seg.report_page import Views, write_report
+from surm_seg.scored import Scored, forget, keep, kept, key_of, score_case
+from surm_seg.volume import Grid, Volume, digest, read_grid, read_image, read_labels, replacing, stem
 
 MAX_NAMED = 8  # files named where none has a counterpart
-MAX_PUBLIC_DIGITS = 4  # img0001 numbers a volume of a data set; longer numbers may be a patient's
+DETACHED = (".nhdr", ".mhd")  # headers whose voxels lie in another file: their digest does not tell what they are
 
 
 @dataclass
@@ -33,11 +34,14 @@ class EvaluateConfig(cli.Common):
     """Score predicted label maps against references.
 
     Args:
-        output: folder for cases.csv and summary.json; default `scores` beside the prediction folder, or `evaluation`
-            where those are a training run's own.
-        prediction: a .nii or .nii.gz label map, or a folder of them.
+        output: folder for cases.csv, slices.csv, summary.json and report.html; default `scores` beside the prediction
+            folder, or `evaluation` where those are a training run's own.
+        prediction: a label map, or a folder of them.
         reference: the same; files of equal name belong together, two single files always do.
-        labels: synapse, or a YAML file `value: organ` (an empty organ is background), for both sides.
+        image: the CT or a folder of them, matched likewise, to draw the outlines on in the report.
+        labels: synapse, or a YAML file `value: organ` (an empty organ is background; `other:` makes background of all
+            values that are not listed), for both sides.
+        reference_labels: the same for the reference, where its values mean something else; the organs must be the same.
         protocols: recommended, samed-2023 or both.
         nsd_tolerance: mm within which two surfaces agree.
         resample: bring a prediction on another grid to the reference's by nearest neighbour, instead of refusing it.
@@ -47,21 +51,14 @@ class EvaluateConfig(cli.Common):
 
     prediction: Path | None = None
     reference: Path | None = None
+    image: Path | None = None
     labels: str = "synapse"
+    reference_labels: str | None = None
     protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS))
     nsd_tolerance: float = NSD_TOLERANCE_MM
     resample: bool = False
     workers: int | None = None
     keep_names: bool = False
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A case: its name in the scores, and its two files."""
-
-    case: str
-    prediction: Path
-    reference: Path
 
 
 @dataclass(frozen=True)
@@ -82,21 +79,14 @@ def evaluate(config: EvaluateConfig) -> int:
     """Run a parsed command; a failed case is listed and never stops the others."""
     prediction, reference = _checked(config)
     reporter = cli.Reporter(config.quiet)
-    table = label_table(config.labels)
+    tables = label_tables(config.labels, config.reference_labels)
     output = _output(config, prediction)
-    pairs, left_over = match(prediction, reference, keep_names=config.keep_names)
-    if not pairs:
-        for sentence in left_over[:MAX_NAMED]:
-            print(f"error [unmatched]: {sentence}", file=sys.stderr)
-        sentence = (
-            f"No file of {prediction} matches one of {reference} by name; name predictions like their references."
-        )
-        raise BadInput("none-matched", sentence)
-    for sentence in left_over:
-        reporter.say(sentence)
+    pairs, unpaired = _cases(prediction, reference, config, reporter)
     workers = config.workers or os.cpu_count() or 1
-    body = _check_grids if config.dry_run else partial(_score_case, table=table, threads=max(1, workers // len(pairs)))
-    title = "checking" if config.dry_run else "scoring"
+    scoring = partial(
+        _score_case, output=output, tables=tables, known=kept(output), threads=max(1, workers // len(pairs))
+    )
+    title, body = ("checking", _check_grids) if config.dry_run else ("scoring", scoring)
     with ThreadPoolExecutor(min(workers, len(pairs))) as pool:
         outcomes = pool.map(partial(_outcome, body, config=config), pairs)
         finished = list(reporter.track(outcomes, title, len(pairs)))
@@ -105,63 +95,46 @@ def evaluate(config: EvaluateConfig) -> int:
         print(f"error [{failure.code}]: {stem(failure.pair.prediction)}: {failure.sentence}", file=sys.stderr)
     if len(failures) == len(pairs):
         return BadInput.exit_status
+    good = f"{len(pairs) - len(failures)} of {len(pairs)} cases"
     if config.dry_run:
-        reporter.say(f"dry run: {len(pairs) - len(failures)} of {len(pairs)} cases can be scored; nothing written")
-    else:
-        rows = [row for outcome in finished if not isinstance(outcome, Failure) for row in outcome]
-        try:
-            summary = write_scores(output, rows, nsd_tolerance=config.nsd_tolerance)
-            if not config.keep_names:
-                _write_key(output, pairs)
-        except OSError as error:
-            sentence = f"{output} cannot be written ({error.strerror}); choose --output or free space."
-            raise BadInput("output", sentence) from error
-        reporter.say(dice_table(summary))
-        reporter.say(
-            f"{len(pairs) - len(failures)} of {len(pairs)} cases scored; cases.csv and summary.json in {output}"
-        )
+        reporter.say(f"dry run: {good} can be scored; nothing written")
+        return cli.SOME_CASES_FAILED if failures else 0
+    notes = [f"{failure.pair.case} could not be scored ({failure.code}) and is in no number." for failure in failures]
+    if unpaired:
+        notes.append(f"Files or groups of files that were left out, as their names match none or several: {unpaired}.")
+    scored = Scored.joined(outcome for outcome in finished if isinstance(outcome, Scored))
+    drawing = partial(_views, pairs={pair.case: pair for pair in pairs}, config=config, tables=tables)
+    try:
+        summary = write_scores(output, scored.rows, scored.slices, nsd_tolerance=config.nsd_tolerance)
+        write_report(output, summary, scored.rows, scored.slices, drawing, notes=notes)
+        forget(output, {pair.case for pair in pairs})
+        if not config.keep_names:
+            _write_key(output, pairs)
+    except OSError as error:
+        sentence = f"{output} cannot be written ({error.strerror}); choose --output or free space."
+        raise BadInput("output", sentence) from error
+    reporter.say(dice_table(summary))
+    reporter.say(f"{good} scored; report.html, cases.csv, slices.csv and summary.json in {output}")
     return cli.SOME_CASES_FAILED if failures else 0
 
 
-def label_table(labels: str) -> LabelMap:
-    """The label table `synapse`, or that of a YAML file; raises BadConfig."""
-    if labels == "synapse":
-        return LabelMap(SYNAPSE, dict(enumerate(SYNAPSE, 1)))
-    return read_table(Path(labels))
-
-
-def match(prediction: Path, reference: Path, *, keep_names: bool = False) -> tuple[list[Pair], list[str]]:
-    """Files that belong together, by name, and a sentence about every file that has no counterpart or several.
-
-    Names are compared without their ending, the prefixes img, label and case, and the suffixes _0000, _gt and _seg.
-    Two single files are a pair whatever their names. A case is called after the prediction with `keep_names`, after its
-    number in img0001, label0001 or case0001, which identifies nobody, and else case001, ... in the order of the names.
-    """
-    predictions, references = _volumes(prediction), _volumes(reference)
-    if prediction.is_file() and reference.is_file():
-        found, left_over = {bare_name(prediction): (prediction, reference)}, []
-    else:
-        found, left_over = {}, []
-        for name in sorted({*predictions, *references}):
-            ours, theirs = predictions.get(name, []), references.get(name, [])
-            if len(ours) == len(theirs) == 1:
-                found[name] = (ours[0], theirs[0])
-            elif len(ours) > 1 or len(theirs) > 1:
-                files = ", ".join(str(path) for path in (*ours, *theirs))
-                left_over.append(f"not scored, because their names are ambiguous: {files}")
-            else:
-                left_over.append(f"not scored, because there is no counterpart: {(*ours, *theirs)[0]}")
-    public = {name: f"case{name}" for name in found if _is_public(name)}
-    free = (case for case in (f"case{n:03d}" for n in count(1)) if case not in public.values())
-    pairs = []
-    for name, (ours, theirs) in found.items():
-        case = stem(ours) if keep_names else public[name] if name in public else next(free)
-        pairs.append(Pair(case, ours, theirs))
-    return pairs, left_over
-
-
-def _is_public(name: str) -> bool:
-    return name.isascii() and name.isdigit() and len(name) <= MAX_PUBLIC_DIGITS
+def _cases(prediction: Path, reference: Path, config: EvaluateConfig, reporter: cli.Reporter) -> tuple[list[Pair], int]:
+    """The cases, and how many files or groups of files are none; raises BadInput where there is no case."""
+    pairs, left_over = match(prediction, reference, keep_names=config.keep_names)
+    if not pairs:
+        for sentence in left_over[:MAX_NAMED]:
+            print(f"error [unmatched]: {sentence}", file=sys.stderr)
+        sentence = (
+            f"No file of {prediction} matches one of {reference} by name; name predictions like their references."
+        )
+        raise BadInput("none-matched", sentence)
+    unpaired = len(left_over)
+    if config.image is not None:
+        pairs, without = with_images(pairs, config.image)
+        left_over += without
+    for sentence in left_over:
+        reporter.say(sentence)
+    return pairs, unpaired
 
 
 def _checked(config: EvaluateConfig) -> tuple[Path, Path]:
@@ -196,20 +169,8 @@ def _write_key(folder: Path, pairs: Sequence[Pair]) -> None:
         file.write(json.dumps(key, indent=1).encode() + b"\n")
 
 
-def _volumes(path: Path) -> dict[str, list[Path]]:
-    """The NIfTI files that a file or folder stands for, by the part of their name that identifies the case."""
-    if not path.exists():
-        raise BadInput("no-volumes", f"There is no {path}; give a label map or a folder of them.")
-    # Hidden files are not data: macOS leaves `._case.nii.gz` on shared disks.
-    files = [file for file in path.iterdir() if not file.name.startswith(".")] if path.is_dir() else [path]
-    found: dict[str, list[Path]] = {}
-    for file in sorted(files):
-        if file.name.lower().endswith(ENDINGS):
-            found.setdefault(bare_name(file), []).append(file)
-    return found
-
-
-def _outcome(body: Callable[..., list[Row]], pair: Pair, config: EvaluateConfig) -> list[Row] | Failure:
+def _outcome(body: Callable[..., Any], pair: Pair, config: EvaluateConfig) -> Any:
+    """What the body returns, or why it could not."""
     try:
         return body(pair, config)
     except SurmError as error:
@@ -232,21 +193,85 @@ def _check_grids(pair: Pair, config: EvaluateConfig) -> list[Row]:
     return []
 
 
-def _score_case(pair: Pair, config: EvaluateConfig, *, table: LabelMap, threads: int) -> list[Row]:
+def _score_case(
+    pair: Pair,
+    config: EvaluateConfig,
+    *,
+    output: Path,
+    tables: tuple[LabelMap, LabelMap],
+    known: Mapping[str, Scored],
+    threads: int,
+) -> Scored:
+    """Score a case and record it, or take the record of the same files, options and tables."""
+    key = _key(pair, config, tables)
+    scored = None if key is None or key not in known else known[key].named(pair.case)
+    if scored is None:
+        prediction, reference, grid = _label_maps(pair, config, tables)
+        scored = score_case(
+            prediction,
+            reference,
+            tables[0].names,
+            grid.lps_spacing,
+            pair.case,
+            protocols=config.protocols,
+            nsd_tolerance=config.nsd_tolerance,
+            workers=threads,
+        )
+    if key is not None:
+        try:
+            keep(output, pair.case, key, scored)
+        except OSError as error:
+            sentence = f"{output} cannot be written ({error.strerror}); choose --output or free space."
+            raise BadInput("output", sentence) from error
+    return scored
+
+
+def _key(pair: Pair, config: EvaluateConfig, tables: tuple[LabelMap, LabelMap]) -> str | None:
+    """What a case is recorded under; None for files whose digest does not tell their voxels."""
+    files = pair.prediction, pair.reference
+    if any(file.name.lower().endswith(DETACHED) for file in files):
+        return None
+    meanings = [[table.names, sorted(table.raw.items()), table.others] for table in tables]
+    return key_of([*map(digest, files), meanings, config.protocols, config.nsd_tolerance, config.resample])
+
+
+def _label_maps(
+    pair: Pair, config: EvaluateConfig, tables: tuple[LabelMap, LabelMap]
+) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """Organs of the prediction and of the reference, axes (z, y, x), on the reference's grid."""
     _check_grids(pair, config)
     prediction, reference = read_labels(pair.prediction), read_labels(pair.reference)
     if not prediction.grid.matches(reference.grid):
         prediction = _onto(reference.grid, prediction)
-    return score_pair(
-        table.apply(reference.grid.lps(prediction.voxels), str(pair.prediction)),
-        table.apply(reference.lps(), str(pair.reference)),
-        table.names,
-        reference.grid.lps_spacing,
-        pair.case,
-        protocols=config.protocols,
-        nsd_tolerance=config.nsd_tolerance,
-        workers=threads,
-    )
+    ours = tables[0].apply(prediction.lps(), str(pair.prediction))
+    return ours, tables[1].apply(reference.lps(), str(pair.reference)), reference.grid
+
+
+def _views(
+    case: str, *, pairs: Mapping[str, Pair], config: EvaluateConfig, tables: tuple[LabelMap, LabelMap]
+) -> Views | None:
+    """What the pictures of a case are drawn from; what cannot be read is said, and left out."""
+    pair = pairs[case]
+    maps = _outcome(partial(_label_maps, tables=tables), pair, config)
+    image = None if pair.image is None else _outcome(_image, pair, config)
+    for found in (maps, image):
+        if isinstance(found, Failure):
+            print(f"not drawn [{found.code}]: {stem(pair.prediction)}: {found.sentence}", file=sys.stderr)
+    if isinstance(maps, Failure):
+        return None
+    prediction, reference, grid = maps
+    return Views(image if isinstance(image, np.ndarray) else None, prediction, reference, grid.lps_spacing)
+
+
+def _image(pair: Pair, config: EvaluateConfig) -> np.ndarray:
+    """HU, axes (z, y, x); raises BadInput where the image lies elsewhere than the reference."""
+    assert pair.image is not None
+    image = read_image(pair.image)
+    if not image.grid.matches(read_grid(pair.reference)):
+        raise BadInput(
+            "grids-differ", f"{pair.image} does not lie on the grid of {pair.reference}; give its own image."
+        )
+    return image.lps()
 
 
 def _onto(grid: Grid, labels: Volume) -> Volume:

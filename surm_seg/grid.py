@@ -74,7 +74,8 @@ class Grid:
     def from_header(cls, shape: tuple[int, int, int], header: nib.Nifti1Header) -> Grid:
         def floats(*names: str) -> tuple[float, ...]:
             # A field whose code is 0 may hold anything, also NaN, which neither JSON nor == can carry.
-            values = np.concatenate([np.atleast_1d(header[name]) for name in names]).astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a signalling NaN
+                values = np.concatenate([np.atleast_1d(header[name]) for name in names]).astype(np.float64)
             return tuple(np.where(np.isfinite(values), values, 0.0).tolist())
 
         return cls(
@@ -150,13 +151,19 @@ class Grid:
         return voxels.transpose(np.argsort(self._moves.axes))[self._moves.flips]
 
     def matches(self, other: Grid, tolerance_mm: float = TOLERANCE_MM) -> bool:
-        """Same shape, and no corner voxel further than the tolerance from its counterpart."""
-        if self.shape != other.shape:
+        """Whether the LPS views of the two have one shape, and no corner voxel lies further away than the tolerance.
+
+        The order and the directions of the file axes may differ: compare voxels by `lps`.
+        """
+        if self.lps_shape != other.lps_shape:
             return False
-        corners = np.indices((2, 2, 2)).reshape(3, 8) * (np.array(self.shape)[:, None] - 1)
-        difference = (self.affine - other.affine)[:3]
-        apart = difference[:, :3] @ corners + difference[:, 3:]
-        return bool(np.linalg.norm(apart, axis=0).max() <= tolerance_mm)
+        return bool(np.linalg.norm(self._corners() - other._corners(), axis=0).max() <= tolerance_mm)
+
+    def _corners(self) -> np.ndarray:
+        """Where the corner voxels of the LPS view lie: RAS+ mm, shape (3, 2, 2, 2), the last three z, y, x."""
+        steps = np.indices((2, 2, 2)) * (np.array(self.shape) - 1)[:, None, None, None]
+        places = np.tensordot(self.affine[:3, :3], steps, 1) + self.affine[:3, 3, None, None, None]
+        return np.stack([self.lps(place) for place in places])
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and numbers; `from_json` gives back an equal grid, also through a file."""
@@ -192,8 +199,11 @@ class Volume:
 class Source(Protocol):
     """An opened file or series with checked headers; its voxels come slab by slab, at most once."""
 
-    path: Path
-    header: nifti.Header
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def header(self) -> nifti.Header: ...
 
     def slabs(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (range of k, values of shape (i, j, len)), scaling applied; use none before the iteration ends."""

@@ -7,7 +7,7 @@ organs in other orders, so organs are matched by name everywhere and never by po
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,9 @@ SYNAPSE = (
 )
 """The eight organs of the Synapse benchmark; label value = position + 1."""
 
+OTHER = "other"
+"""Key of a label table that stands for every value it does not list; always background."""
+
 
 @dataclass(frozen=True)
 class LabelMap:
@@ -35,10 +38,12 @@ class LabelMap:
     Args:
         names: organs of the prepared data set; organ `names[k]` is stored as k + 1.
         raw: every value the source may hold except 0, with its organ; None for what becomes background.
+        others: whether it may hold other values too, which become background, instead of being refused.
     """
 
     names: tuple[str, ...]
     raw: Mapping[int, str | None]
+    others: bool = False
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names) or not 1 <= len(self.names) <= 255:
@@ -51,26 +56,34 @@ class LabelMap:
 
     def apply(self, voxels: np.ndarray, source: str) -> np.ndarray:
         """Raw integer labels of any shape -> uint8 of the same shape; raises BadInput for a value outside the table."""
-        values = np.unique(voxels)
+        flat = voxels.ravel(order="K")
+        values = np.unique(flat[run_ends(flat)])
         unknown = [int(v) for v in values if v != 0 and int(v) not in self.raw]
-        if unknown:
+        if unknown and not self.others:
             raise BadInput(
                 "unknown-label",
                 f"{source} holds label values {unknown[:8]} that the label table does not list; "
-                "name them in the table (an empty name makes a value background).",
+                "name them in the table (an empty name makes a value background, `other:` all that it does not list).",
             )
         if values.size and values[0] < 0:
             raise BadInput("unknown-label", f"{source} holds negative label values; labels are 0 and up.")
-        table = np.zeros(int(values[-1]) + 1 if values.size else 1, np.uint8)
-        for value in values:
-            organ = self.raw.get(int(value))
+        table = np.zeros(max(self.raw, default=0) + 1, np.uint8)
+        for value, organ in self.raw.items():
             if organ is not None:
                 table[value] = self.names.index(organ) + 1
-        return table[voxels]
+        beyond = values.size and values[-1] >= len(table)
+        return table[np.where(voxels < len(table), voxels, 0) if beyond else voxels]
+
+
+def run_ends(flat: np.ndarray) -> np.ndarray:
+    """Where the runs of equal values in a 1D array end. Label maps are long runs: ask a run, not each of its voxels."""
+    return np.append(np.flatnonzero(flat[1:] != flat[:-1]), [flat.size - 1] if flat.size else []).astype(np.intp)
 
 
 def read_table(path: Path, classes: Mapping[int, str] | None = None) -> LabelMap:
     """The label table of a YAML file: `value: organ` in each line, an empty organ is background. Raises BadConfig.
+
+    A line `other:` makes every value that is not listed background; without it such a value is an error.
 
     Args:
         classes: the source's own class name by raw value; the file may then name classes instead of values.
@@ -82,6 +95,9 @@ def read_table(path: Path, classes: Mapping[int, str] | None = None) -> LabelMap
         raise BadConfig("label-table", sentence) from error
     if not isinstance(table, dict) or not all(organ is None or isinstance(organ, str) for organ in table.values()):
         raise BadConfig("label-table", f"{path} is no label table; write one line `value: organ` per label.")
+    others = OTHER in table and not table[OTHER]
+    if others:
+        del table[OTHER]
     if all(type(value) is int and value >= 0 for value in table):
         raw = {value: table[value] or None for value in sorted(table) if value != 0}
     elif classes is not None and all(isinstance(name, str) for name in table):
@@ -91,4 +107,27 @@ def read_table(path: Path, classes: Mapping[int, str] | None = None) -> LabelMap
         raw = {value: table.get(name) or None for value, name in sorted(classes.items())}
     else:
         raise BadConfig("label-table", f"{path} must list whole numbers from 0 up, or the source's own class names.")
-    return LabelMap(tuple(dict.fromkeys(organ for organ in raw.values() if organ)), raw)
+    return LabelMap(tuple(dict.fromkeys(organ for organ in raw.values() if organ)), raw, others)
+
+
+def label_table(name: str) -> LabelMap:
+    """The table `synapse`, or that of a YAML file; raises BadConfig."""
+    if name == "synapse":
+        return LabelMap(SYNAPSE, dict(enumerate(SYNAPSE, 1)))
+    return read_table(Path(name))
+
+
+def label_tables(prediction: str, reference: str | None) -> tuple[LabelMap, LabelMap]:
+    """The tables of two label maps to compare, with one order of organs; raises BadConfig where the organs differ.
+
+    Args:
+        prediction: for `label_table`.
+        reference: the same; None for the prediction's.
+    """
+    ours = label_table(prediction)
+    theirs = ours if reference is None else label_table(reference)
+    apart = sorted(set(ours.names) ^ set(theirs.names))
+    if apart:
+        sentence = f"The label tables of both sides must name the same organs; only one of them has {apart[:5]}."
+        raise BadConfig("label-table", sentence)
+    return ours, replace(theirs, names=ours.names)

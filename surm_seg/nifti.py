@@ -10,11 +10,8 @@ from __future__ import annotations
 import gzip
 import io
 import logging
-import os
-import stat
 import struct
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -27,9 +24,13 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from surm_seg.errors import BadInput
+from surm_seg.stream import GZIP, Refuse, Stream, refusing, regular_file
 
 MAX_VOXELS = 512 * 512 * 1500
 """Default voxel budget: a 1.5 m whole-body CT at 1 mm."""
+
+MAX_SLICE_VOXELS = 4096 * 4096
+"""Most voxels of one slice (i, j), which is the least that is held in memory; CT has 512 x 512 to 2048 x 2048."""
 
 MAX_EXTENSION_BYTES = 16 * 2**20
 """Longest stretch accepted between header and voxels; real label tables take 13 kB."""
@@ -37,8 +38,6 @@ MAX_EXTENSION_BYTES = 16 * 2**20
 ENDINGS = (".nii.gz", ".nii")
 HEADER_BYTES = 348
 FIRST_VOXEL = 352  # header and the four bytes that announce extensions
-SLAB_BYTES = 8 * 2**20
-CHUNK_BYTES = 2**20
 
 # NIfTI-1 datatype code -> numpy type. Left out on purpose: RGB, complex, float128 and single bits.
 DATATYPES = {
@@ -47,8 +46,6 @@ DATATYPES = {
 UNITS_UNKNOWN, UNITS_MM = 0, 2
 MAX_SHEAR = 1e-3  # cosine between two axes that are meant to be perpendicular
 SPACING_MM = (0.01, 100.0)  # outside this range a header is damaged or not in millimetres
-
-Refuse = Callable[[str, str], NoReturn]
 
 # nibabel reports what it repairs (qfac 0, negative pixdim) on standard error; a repair needs no reader.
 _SILENT = logging.Logger("surm_seg.nifti", level=logging.CRITICAL + 1)
@@ -78,64 +75,17 @@ class NiftiFile:
 
     def __init__(self, path: Path, file: BinaryIO, max_voxels: int) -> None:
         self.path = path
-        self._file = file
-        self._inflater = zlib.decompressobj(wbits=31) if path.name.lower().endswith(".gz") else None
-        self.header = _parse(self._read(HEADER_BYTES), path, max_voxels)
-        self.extensions = self._read(self.header.offset - HEADER_BYTES)
+        refuse = refusing(path)
+        self._stream = Stream(file, refuse, GZIP if path.name.lower().endswith(".gz") else None)
+        self.header = _parse(self._stream.read(HEADER_BYTES).tobytes(), refuse, max_voxels)
+        self.extensions = self._stream.read(self.header.offset - HEADER_BYTES).tobytes()
 
     def slabs(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Yield (range of k, values of shape (i, j, len)): integers as stored, or float64 where scaled.
 
         The stream is verified to its end after the last slab: use no voxel before the iteration has finished.
         """
-        i, j, depth = self.header.shape
-        dtype, scaling = self.header.dtype, self.header.scaling
-        thickness = max(1, SLAB_BYTES // (i * j * dtype.itemsize))
-        for start in range(0, depth, thickness):
-            stop = min(start + thickness, depth)
-            raw = self._read(i * j * (stop - start) * dtype.itemsize)
-            values = np.frombuffer(raw, dtype).reshape((i, j, stop - start), order="F")
-            if scaling is not None:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    values = values.astype(np.float64) * scaling[0] + scaling[1]
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                self._refuse("non-finite-voxels", "holds NaN or infinite voxels; replace them (air is -1024 HU)")
-            yield slice(start, stop), values
-        if self._some(1):
-            self._refuse("trailing-data", "is longer than the voxels its header announces; export it again")
-        if self._inflater is not None and (self._inflater.unused_data or self._file.read(1)):
-            self._refuse("trailing-data", "has bytes after its gzip stream; unpack it and compress it again")
-
-    def _read(self, count: int) -> bytearray:
-        """Exactly `count` bytes."""
-        data = bytearray(count)
-        filled = 0
-        while filled < count:
-            some = self._some(min(count - filled, CHUNK_BYTES))
-            if not some:
-                self._refuse("truncated", "ends before its header and voxels do; copy or export it again")
-            data[filled : filled + len(some)] = some
-            filled += len(some)
-        return data
-
-    def _some(self, limit: int) -> bytes:
-        """Up to `limit` further bytes; nothing only at the verified end (zlib checks CRC and length there)."""
-        if self._inflater is None:
-            return self._file.read(limit)
-        while not self._inflater.eof:
-            chunk = self._inflater.unconsumed_tail or self._file.read(CHUNK_BYTES)
-            try:
-                data = self._inflater.decompress(chunk, limit)
-            except zlib.error:
-                self._refuse("damaged-gzip", "is not an intact gzip file; copy or export it again")
-            if data:
-                return data
-            if not chunk:
-                self._refuse("truncated", "is a gzip file that was cut short; copy or export it again")
-        return b""
-
-    def _refuse(self, code: str, what: str) -> NoReturn:
-        raise BadInput(code, f"{self.path} {what}.")
+        return self._stream.slabs(self.header.shape, self.header.dtype, self.header.scaling)
 
 
 @contextmanager
@@ -143,23 +93,8 @@ def opened(path: Path, max_voxels: int = MAX_VOXELS) -> Iterator[NiftiFile]:
     """Open a .nii or .nii.gz file and read its header; raises BadInput for anything that is not one."""
     if not path.name.lower().endswith(ENDINGS):
         raise BadInput("not-nifti", f"{path} is not named .nii or .nii.gz; convert it to NIfTI.")
-    try:
-        # NONBLOCK: opening a FIFO must not hang. NOFOLLOW: a link could lead out of the folder the user named.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if path.is_symlink():
-            raise BadInput("not-a-file", f"{path} is a symbolic link; give the file itself.") from error
-        raise BadInput("unreadable", f"{path} cannot be opened ({error.strerror}); check name and rights.") from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadInput("not-a-file", f"{path} is not a regular file; give a NIfTI file.")
-        if status.st_size == 0:
-            raise BadInput("empty-file", f"{path} is empty; copy or export it again.")
-        with open(descriptor, "rb", closefd=False) as file:
-            yield NiftiFile(path, file, max_voxels)
-    finally:
-        os.close(descriptor)
+    with regular_file(path) as file:
+        yield NiftiFile(path, file, max_voxels)
 
 
 def write(file: io.BufferedIOBase, header: nib.Nifti1Header, voxels: np.ndarray, *, packed: bool) -> None:
@@ -179,14 +114,10 @@ def write(file: io.BufferedIOBase, header: nib.Nifti1Header, voxels: np.ndarray,
         file.write(voxels[:, :, k].astype(np.uint8).tobytes(order="F"))
 
 
-def _parse(block: bytearray, path: Path, max_voxels: int) -> Header:
+def _parse(block: bytes, refuse: Refuse, max_voxels: int) -> Header:
     """The 348 header bytes, checked field by field; raises BadInput."""
-
-    def refuse(code: str, what: str) -> NoReturn:
-        raise BadInput(code, f"{path} {what}.")
-
     raw = _fields(block, refuse)
-    if bytes(block[344:348]) != b"n+1\0":
+    if block[344:348] != b"n+1\0":
         refuse("bad-magic", "is not a single-file NIfTI-1 image (.hdr/.img pairs too must be converted to .nii.gz)")
     rank, *extent = (int(n) for n in raw["dim"])
     if not 1 <= rank <= 7 or min(extent[:rank]) < 1:
@@ -215,13 +146,13 @@ def _parse(block: bytearray, path: Path, max_voxels: int) -> Header:
     return Header((i, j, k), dtype, int(offset), scaling, raw)
 
 
-def _fields(block: bytearray, refuse: Refuse) -> nib.Nifti1Header:
+def _fields(block: bytes, refuse: Refuse) -> nib.Nifti1Header:
     """The header in its own byte order, which shows in the first field: the header's size."""
     if struct.pack("<i", 540) == block[:4] or struct.pack(">i", 540) == block[:4]:
         refuse("not-nifti", "is a NIfTI-2 file; convert it to NIfTI-1")
     for order in "<>":
         if struct.pack(f"{order}i", HEADER_BYTES) == block[:4]:
-            return nib.Nifti1Header(bytes(block), endianness=order, check=False)
+            return nib.Nifti1Header(block, endianness=order, check=False)
     refuse("not-nifti", "is not a NIfTI file (gzip files need the ending .nii.gz); convert it")
 
 
@@ -243,16 +174,21 @@ def _check_geometry(raw: nib.Nifti1Header, refuse: Refuse) -> None:
     if not int(raw["sform_code"]) and not int(raw["qform_code"]):
         refuse("no-orientation", "says nowhere how it lies in the patient (sform and qform code 0); export it again")
     try:
-        affine = np.asarray(raw.get_best_affine(), np.float64)
+        with np.errstate(all="ignore"):
+            affine = np.asarray(raw.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError):  # a quaternion longer than 1
         affine = np.full((4, 4), np.nan)
     check_affine(affine, refuse)
 
 
 def check_size(shape: tuple[int, int, int], max_voxels: int, refuse: Refuse) -> None:
-    """Accept no more voxels than the budget."""
+    """Accept no more voxels than the budget, nor a slice that is a volume of its own."""
     if (voxels := prod(shape)) > max_voxels:
         refuse("too-large", f"announces {voxels:,} voxels, over the limit of {max_voxels:,}; crop or resample it")
+    if max(shape) > np.iinfo(np.int16).max:  # what a NIfTI header, and so a Grid, can state
+        refuse("too-large", f"announces {max(shape):,} voxels along one axis, which no CT has; crop or resample it")
+    if shape[0] * shape[1] > MAX_SLICE_VOXELS:
+        refuse("too-large", f"announces slices of {shape[0]} x {shape[1]} voxels, which no CT has; crop or resample it")
 
 
 def check_affine(affine: np.ndarray, refuse: Refuse) -> None:
@@ -279,7 +215,7 @@ def label_table(file: NiftiFile) -> dict[int, str] | None:
 
     Raises BadInput where there is a table that cannot be read.
     """
-    contents = _contents(bytes(file.extensions), file.header.fields.endianness)
+    contents = _contents(file.extensions, file.header.fields.endianness)
     text = next((content for content in contents if b"<LabelTable" in content), None)
     if text is None:
         return None

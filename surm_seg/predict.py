@@ -1,4 +1,10 @@
-"""`surm-seg predict`: segment volumes with a trained run; label maps come back on each input's own grid."""
+"""`surm-seg predict`: segment volumes with a trained run; label maps come back on each input's own grid.
+
+OUTPUT/X.nii.gz            label map of X.nii.gz, X.nrrd, ...
+      /series-<digest>.nii.gz, .dcm   of a DICOM series, the second as DICOM-SEG; named by its content
+      /manifest.json       run, versions, and per case digests, volumes and warnings
+      /case_key.json       which folder each series was, for the user only (mode 0600)
+"""
 
 from __future__ import annotations
 
@@ -6,33 +12,50 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from surm_seg import cli
-from surm_seg.cases import file_digest
+from surm_seg import cli, domain
 from surm_seg.errors import BadConfig, BadInput, SurmError
 from surm_seg.provenance import provenance
-from surm_seg.volume import ENDINGS, Volume, read_grid, read_image, replacing, write_labels
+from surm_seg.volume import (
+    Volume,
+    digest,
+    file_digest,
+    modality,
+    read_grid,
+    read_image,
+    replacing,
+    stem,
+    volumes_in,
+    write_dicom_seg,
+    write_labels,
+)
 
 
 @dataclass
 class PredictConfig(cli.Common):
-    """Segment NIfTI volumes with a trained run.
+    """Segment volumes with a trained run.
 
     Args:
         output: folder for the label maps, named like their inputs, and manifest.json; default predictions/RUN.
         run: run folder that `train` wrote.
-        input: a .nii or .nii.gz file, or a folder of them.
+        input: a NIfTI, NRRD or MetaImage file, the folder of a DICOM series, or a folder of either.
+        tta: flip averages every slice's prediction with that of its mirror image; takes twice the time.
+        keep_largest: of every organ, keep the largest connected piece only.
     """
 
     run: Path | None = None
     input: Path | None = None
+    tta: Literal["none", "flip"] = "none"
+    keep_largest: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,50 +69,77 @@ def predict(config: PredictConfig) -> int:
     if config.run is None or config.input is None:
         raise BadConfig("missing-option", "Give both --run RUN and --input FILE or FOLDER.")
     reporter = cli.Reporter(config.quiet)
-    files = inputs(config.input)
+    paths = inputs(config.input)
     output = config.output or Path("predictions") / config.run.resolve().name
-    taken = {file.resolve() for file in files}
-    if any((output / file.name).resolve() in taken for file in files):
-        raise BadConfig("predict-output", f"--output {output} is where the inputs are; choose another folder.")
+    _check_targets(paths, output)
     device = cli.device_named(config.device)
     trained = importlib.import_module("pipelines.inference").load_run(config.run, device)
     if config.dry_run:
-        outcomes = [attempt(lambda file=file: read_grid(file).shape, file) for file in files]
+        outcomes = [attempt(lambda path=path: read_grid(path).shape, path) for path in paths]
         good = [shape for shape in outcomes if isinstance(shape, tuple)]
         reporter.say(
-            f"dry run: {len(good)} of {len(files)} volumes, {sum(map(prod, good)) / 1e6:.1f} M voxels, to {output}"
+            f"dry run: {len(good)} of {len(paths)} volumes, {sum(map(prod, good)) / 1e6:.1f} M voxels, to {output}"
         )
-        return status(len(good), len(files))
+        return status(len(good), len(paths))
     output.mkdir(parents=True, exist_ok=True)
-    facts = {"run": trained.facts, "precision": trained.precision, "labels": list(trained.labels), "device": device}
-    done = finished(output / "manifest.json", trained.facts)
+    options = {"tta": config.tta, "keep_largest": config.keep_largest}
+    facts = {"run": trained.facts, "options": options, "precision": trained.precision, "labels": list(trained.labels)}
+    done = finished(output / "manifest.json", facts)
     cases: list[dict[str, Any]] = []
-    for file in reporter.track(files, "predicting", len(files)):
-        outcome = attempt(lambda file=file: segment(file, output / file.name, trained, done), file)
+    key: dict[str, str] = {}
+    for path in reporter.track(paths, "predicting", len(paths)):
+        outcome = attempt(lambda path=path: segment(path, output, partial(trained, **options), trained, done), path)
         cases.append({"error": outcome} if isinstance(outcome, str) else outcome)
-        content = {**facts, **provenance(), "cases": cases}
-        with replacing(output / "manifest.json") as out:
-            out.write(json.dumps(content, indent=1).encode() + b"\n")
-        if not isinstance(outcome, str):
-            found = ", ".join(f"{organ} {ml:.0f} mL" for organ, ml in outcome["volumes_ml"].items() if ml)
-            reporter.say(f"{file.name}: {found or 'no organ found'}")
+        _write_json(output / "manifest.json", {**facts, "device": device, **provenance(), "cases": cases})
+        if isinstance(outcome, str):
+            continue
+        if path.is_dir():
+            key[case_name(path, outcome["input"])] = str(path)
+            _write_json(output / "case_key.json", key, 0o600)
+        for warning in outcome["warnings"]:
+            reporter.say(f"warning: {path.name}: {warning}")
+        found = ", ".join(f"{organ} {ml:.0f} mL" for organ, ml in outcome["volumes_ml"].items() if ml)
+        reporter.say(f"{path.name}: {found or 'no organ found'}")
     good = sum("error" not in case for case in cases)
-    reporter.say(f"{good} of {len(files)} volumes segmented; label maps and manifest.json in {output}")
-    return status(good, len(files))
+    reporter.say(f"{good} of {len(paths)} volumes segmented; label maps and manifest.json in {output}")
+    return status(good, len(paths))
 
 
-def segment(file: Path, target: Path, trained: Any, done: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def segment(
+    path: Path, output: Path, model: Callable[..., np.ndarray], trained: Any, done: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
     """Write one label map; returns its entry of the manifest, the earlier one where nothing has changed."""
-    digest, start = file_digest(file), time.monotonic()
-    before = done.get(digest)
-    if before and target.is_file() and file_digest(target) == before["output"]:
+    content, start = digest(path), time.monotonic()
+    name = case_name(path, content)
+    files = {"output": output / name} | ({"dicom_seg": output / f"{stem(Path(name))}.dcm"} if path.is_dir() else {})
+    before = done.get(content)
+    if before and all(file.is_file() and file_digest(file) == before.get(role) for role, file in files.items()):
         return before
-    volume = read_image(file)
-    found = trained(volume.lps())
-    write_labels(target, volume.grid.restore(found), volume.grid)
-    volumes = volumes_ml(found, trained.labels, volume)
-    seconds = round(time.monotonic() - start, 3)
-    return {"input": digest, "output": file_digest(target), "volumes_ml": volumes, "seconds": seconds}
+    volume = read_image(path)
+    warnings = domain.differences(domain.facts_of(volume, modality(path)), trained.facts.get("fingerprint", {}))
+    found = model(volume.lps())
+    voxels = volume.grid.restore(found)
+    write_labels(files["output"], voxels, volume.grid)
+    if "dicom_seg" in files:
+        write_dicom_seg(files["dicom_seg"], voxels, trained.labels, path)
+    return {
+        "input": content,
+        **{role: file_digest(file) for role, file in files.items()},
+        "volumes_ml": volumes_ml(found, trained.labels, volume),
+        "warnings": warnings,
+        "seconds": round(time.monotonic() - start, 3),
+    }
+
+
+def case_name(path: Path, content: str) -> str:
+    """The file name of a volume's label map: the input's, or for a series, whose folder may tell the patient, a digest.
+
+    Args:
+        content: the volume's digest.
+    """
+    if path.is_dir():
+        return f"series-{content[:8]}.nii.gz"
+    return path.name if path.name.lower().endswith(".nii") else f"{stem(path)}.nii.gz"
 
 
 def attempt(work: Callable[[], Any], file: Path) -> Any:
@@ -109,28 +159,43 @@ def status(good: int, total: int) -> int:
     return cli.SOME_CASES_FAILED if good else BadInput.exit_status
 
 
-def finished(manifest: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Input digest -> entry, of a manifest that the same run wrote; {} without one."""
+def finished(manifest: Path, facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Input digest -> entry, of a manifest that the same run wrote with the same options; {} without one."""
     try:
         content = json.loads(manifest.read_text())
-        same = content["run"]["adapter_sha256"] == facts["adapter_sha256"]
+        same = content["run"]["adapter_sha256"] == facts["run"]["adapter_sha256"]
+        same = same and content["options"] == facts["options"]
         return {case["input"]: case for case in content["cases"] if same and "error" not in case}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def inputs(path: Path) -> list[Path]:
-    """The NIfTI files that a file or folder stands for; raises BadInput where there are none."""
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.name.lower().endswith(ENDINGS))
-        if not files:
-            raise BadInput(
-                "no-volumes", f"{path} holds no .nii or .nii.gz file; give --input a file or folder of volumes."
-            )
-        return files
+    """The volumes that a file or folder stands for; raises BadInput where there are none."""
     if not path.exists():
-        raise BadInput("no-volumes", f"There is no {path}; give --input a file or folder of volumes.")
-    return [path]
+        raise BadInput("no-volumes", f"There is no {path}; give --input a volume, a DICOM series or a folder of them.")
+    found = volumes_in(path) if path.is_dir() else [path]
+    if not found:
+        sentence = (
+            f"{path} holds no volume (.nii, .nii.gz, .nrrd, .mha, ...) and no DICOM series; give a folder of them."
+        )
+        raise BadInput("no-volumes", sentence)
+    return found
+
+
+def _check_targets(paths: Sequence[Path], output: Path) -> None:
+    """Raises BadConfig or BadInput where a label map would replace an input, or another input's label map."""
+    inputs, names = {path.resolve() for path in paths}, [case_name(path, "") for path in paths if path.is_file()]
+    if any((output / name).resolve() in inputs for name in names):
+        raise BadConfig("predict-output", f"--output {output} is where the inputs are; choose another folder.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise BadInput("ambiguous", f"Several inputs would be written as {twice[0]}; rename one of them.")
+
+
+def _write_json(path: Path, content: Mapping[str, Any], mode: int = 0o666) -> None:
+    with replacing(path, mode) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
 def volumes_ml(labels: np.ndarray, names: Sequence[str], volume: Volume) -> dict[str, float]:

@@ -7,16 +7,14 @@ as it was, and says which files it could not use.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import json
 import os
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from math import prod
@@ -24,13 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from surm_seg import cli
-from surm_seg.cases import CASE_ID, SPLITS, Dataset, file_digest, finished, write_case, write_dataset
+from surm_seg.cases import CASE_ID, SPLITS, Dataset
+from surm_seg.dataset_writer import finished, write_case, write_dataset
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.labels import LabelMap
+from surm_seg.lock import held
+from surm_seg.pictures import png, richest_slice, sheet, slice_picture
 from surm_seg.pool import run_all
-from surm_seg.volume import Grid, read_grid, read_image, read_labels
+from surm_seg.volume import Grid, digest, read_grid, read_image, read_labels, replacing
 
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 
@@ -50,6 +52,8 @@ class PrepareConfig(cli.Common):
         cases: how many phantoms to generate.
         workers: processes; default is one per CPU.
         keep_names: use the source's case names as ids; they may identify patients.
+        check: examine the prepared cases, and compare the Synapse benchmark with what is published about it; SOURCE may
+            be a prepared data set.
     """
 
     source: str = "phantom"
@@ -62,6 +66,7 @@ class PrepareConfig(cli.Common):
     cases: int = 16
     workers: int | None = None
     keep_names: bool = False
+    check: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Job:
     image: Path
     labels: tuple[tuple[Path, LabelMap], ...]
     organs: tuple[str, ...]
+    spacing_known: bool
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ def plan(config: PrepareConfig) -> Plan:
         case_id = case.name if source.public or config.keep_names else f"case{number:03d}"
         if not CASE_ID.fullmatch(case_id):
             raise BadInput("case-name", f"{case.image} cannot keep its name; rename it to letters, digits, . _ and -.")
-        jobs.append(Job(output, case_id, case.image, tuple((f.path, f.map) for f in case.labels), source.organs))
+        labels = tuple((file.path, file.map) for file in case.labels)
+        jobs.append(Job(output, case_id, case.image, labels, source.organs, source.spacing_known))
     return Plan(output, source, tuple(jobs))
 
 
@@ -128,6 +135,8 @@ def carry_out(planned: Plan, workers: int, reporter: cli.Reporter) -> Dataset:
     except OSError as error:
         sentence = f"{planned.output} cannot be written ({error.strerror}); choose --output or free space."
         raise BadInput("output", sentence) from error
+    with replacing(planned.output / "sheet.png") as file:
+        file.write(png(contact_sheet(dataset)))
     absent = [organ for organ in dataset.labels if not any((c.histogram or {}).get(organ) for c in dataset.cases)]
     if absent:
         reporter.say(f"note: no case contains {', '.join(absent)}; check the label table")
@@ -135,16 +144,29 @@ def carry_out(planned: Plan, workers: int, reporter: cli.Reporter) -> Dataset:
     return dataset
 
 
+def contact_sheet(dataset: Dataset) -> Image.Image:
+    """One slice of every case with its organs outlined, so that a human sees at once whether left is left."""
+    entries = []
+    for case in dataset.cases:
+        label = case.label
+        z = case.shape[0] // 2 if label is None else richest_slice(label)
+        plane = None if label is None else label[z]
+        entries.append((case.id, slice_picture(case.image[z], plane, None, (case.spacing or (1, 1, 1))[1:])))
+    return sheet(entries, dataset.labels)
+
+
 def _carry_out(planned: Plan, workers: int, reporter: cli.Reporter) -> Dataset:
     output, source = planned.output, planned.source
     generating = [case.generate for case in source.cases if case.generate]
     if not generating:
         check_space(planned, [check_headers(job) for job in planned.jobs])
-    with _locked(output):
-        for leftover in (output / "cases").glob(".*.part"):
-            shutil.rmtree(leftover)
-        run_all(generating, "generating", workers, reporter)
-        run_all([partial(prepare_case, job) for job in planned.jobs], "preparing", workers, reporter)
+    with held(output, "prepared"):
+        try:
+            run_all(generating, "generating", workers, reporter)
+            run_all([partial(prepare_case, job) for job in planned.jobs], "preparing", workers, reporter)
+        finally:
+            with suppress(OSError):  # not empty, or never made
+                (output / "cases").rmdir()
         cases = {job.case_id: case for job, case in zip(planned.jobs, source.cases, strict=True)}
         splits = {case_id: case.split for case_id, case in cases.items()}
         key = {case_id: [c.name, str(c.image), *(str(file.path) for file in c.labels)] for case_id, c in cases.items()}
@@ -155,11 +177,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config: PrepareConfig = cli.parse("prepare", PrepareConfig, arguments, positional="source")
     reporter = cli.Reporter(config.quiet)
 
-    def body() -> None:
+    def body() -> int:
         if config.dry_run:
             show(plan(config), reporter)
-        else:
-            prepare(config, reporter)
+            return 0
+        made = (Path(config.source) / "dataset.json").exists() and config.check
+        dataset = Dataset.open(config.source) if made else prepare(config, reporter)
+        if not config.check:
+            return 0
+        return importlib.import_module("pipelines.synapse").check_dataset(dataset, reporter.track, reporter.say)
 
     return cli.run(body, debug=config.debug)
 
@@ -172,8 +198,12 @@ def show(planned: Plan, reporter: cli.Reporter) -> None:
             reporter.say(f"{job.case_id} {case.split:<5} to be generated")
             continue
         grids.append(check_headers(job))
-        size, spacing = "x".join(map(str, grids[-1].lps_shape)), "x".join(f"{mm:.3g}" for mm in grids[-1].lps_spacing)
-        reporter.say(f"{job.case_id} {case.split:<5} {size} voxels, {spacing} mm: {job.image}")
+        size = "x".join(map(str, grids[-1].lps_shape))
+        spacing = "x".join(f"{mm:.3g}" for mm in grids[-1].lps_spacing) + " mm"
+        reporter.say(
+            f"{job.case_id} {case.split:<5} {size} voxels, "
+            f"{spacing if job.spacing_known else 'spacing unknown'}: {job.image}"
+        )
     if len(grids) == len(planned.jobs):
         check_space(planned, grids)
     gigabytes = BYTES_PER_VOXEL * sum(prod(grid.shape) for grid in grids) / 1e9
@@ -192,35 +222,32 @@ def check_headers(job: Job) -> Grid:
 
 def prepare_case(job: Job) -> None:
     """Read, map and store one case, unless it is there already, made from the same files and label table."""
-    maps = [(label_map.names, sorted(label_map.raw.items())) for _, label_map in job.labels]
+    maps = [(known.names, sorted(known.raw.items()), known.others) for _, known in job.labels]
     inputs = {
-        "image": file_digest(job.image),
-        "label": _digest([file_digest(path) for path, _ in job.labels]),
+        "image": digest(job.image),
+        "label": _digest([digest(path) for path, _ in job.labels]),
         "label_map": _digest([job.organs, maps]),
     }
+    if not job.spacing_known:
+        inputs["spacing"] = "unknown"
     if finished(job.output, job.case_id, inputs):
         return
     image = read_image(job.image)
     label: np.ndarray | None = None
     for path, label_map in job.labels:
-        organs = label_map.apply(read_labels(path).voxels, str(path))
+        organs = label_map.apply(image.grid.restore(read_labels(path).lps()), str(path))
         if label is None:
             label = organs
         else:
             np.copyto(label, organs, where=organs > 0)
-    write_case(job.output, job.case_id, image, label, job.organs, inputs)
+    write_case(job.output, job.case_id, image, label, job.organs, inputs, spacing_known=job.spacing_known)
 
 
 def check_space(planned: Plan, grids: Sequence[Grid]) -> None:
     """Raises BadInput when the disk cannot hold the cases that are not there yet."""
-    output = planned.output.absolute()
     cases = zip(planned.jobs, grids, strict=True)
-    fresh = [prod(grid.shape) for job, grid in cases if not (output / "cases" / job.case_id).exists()]
-    needed = BYTES_PER_VOXEL * sum(fresh)
-    free = shutil.disk_usage(next(place for place in (output, *output.parents) if place.exists())).free
-    if needed > free:
-        sentence = f"{planned.output} needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; choose --output."
-        raise BadInput("disk-full", sentence)
+    fresh = [prod(grid.shape) for job, grid in cases if not (planned.output / "cases" / job.case_id).exists()]
+    cli.check_space(planned.output, BYTES_PER_VOXEL * sum(fresh))
 
 
 def _check_output(output: Path, source: Path) -> None:
@@ -233,31 +260,6 @@ def _check_output(output: Path, source: Path) -> None:
         ours = False
     if not ours:
         raise BadConfig("output", f"{output} holds other data than a prepared data set; choose another --output.")
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Hold the output folder; raises BadInput while another process does. What stays empty is removed at the end."""
-    lock, made = output / ".lock", not output.exists()
-    output.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                raise BlockingIOError  # its holder finished, and removed it, between our open and flock
-        except BlockingIOError as error:
-            file.seek(0)
-            raise BadInput("busy", f"{output} is being prepared by process {file.read()}; wait for it.") from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            for folder in [output / "cases", output] if made else [output / "cases"]:
-                with suppress(OSError):  # not empty, or never made
-                    folder.rmdir()
 
 
 def _digest(value: object) -> str:

@@ -1,4 +1,4 @@
-"""From two label maps of a case to rows, and from rows to `cases.csv`, `summary.json` and a plain-text table.
+"""From two label maps of a case to rows, from rows to `cases.csv`, `slices.csv` and `summary.json`, and to a table.
 
 An empty CSV cell and a JSON null mean undefined, and undefined values enter no mean.
 """
@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from surm_seg import slices as by_slice
 from surm_seg.metrics import NSD_TOLERANCE_MM, PROTOCOLS, RECOMMENDED, SAMED, OrganScore, score
+from surm_seg.slices import SliceRow
 from surm_seg.volume import replacing
 
 SCHEMA = "surm-seg/scores-1"
@@ -80,13 +82,14 @@ def score_pair(
 def write_scores(
     folder: Path,
     rows: Sequence[Row],
+    slices: Sequence[SliceRow] = (),
     *,
     run: str = "",
     adapter: str = "",
     seed: int | None = None,
     nsd_tolerance: float = NSD_TOLERANCE_MM,
 ) -> dict[str, Any]:
-    """Write cases.csv and summary.json and return the summary; each file appears complete or not at all.
+    """Write cases.csv, slices.csv and summary.json and return the summary; each appears complete or not at all.
 
     Args:
         folder: made where missing.
@@ -96,17 +99,26 @@ def write_scores(
         nsd_tolerance: mm, as the rows were scored with.
     """
     summary = summarise(rows, nsd_tolerance=nsd_tolerance)
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        cells = {"run": run, "adapter": adapter, "seed": seed} | _cells(row)
-        writer.writerow([cells[column] for column in COLUMNS])
+    origin = {"run": run, "adapter": adapter, "seed": seed}
+    lines = ([(origin | _cells(row))[column] for column in COLUMNS] for row in rows)
+    texts = {
+        "cases.csv": _csv(COLUMNS, lines),
+        "slices.csv": _csv(by_slice.COLUMNS, (row.cells() for row in slices)),
+        "summary.json": json.dumps(summary, indent=2) + "\n",
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in {"cases.csv": table.getvalue(), "summary.json": json.dumps(summary, indent=2) + "\n"}.items():
+    for name, text in texts.items():
         with replacing(folder / name) as file:
             file.write(text.encode())
     return summary
+
+
+def _csv(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(lines)
+    return table.getvalue()
 
 
 def summarise(rows: Sequence[Row], *, nsd_tolerance: float = NSD_TOLERANCE_MM) -> dict[str, Any]:

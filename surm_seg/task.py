@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Sampler, default_collate
 
+from surm_seg.distributed import Ranks
 from surm_seg.errors import SurmError
 
 Batch = dict[str, Tensor]
@@ -25,6 +27,10 @@ class Task(ABC):
     def __len__(self) -> int:
         """Number of training samples."""
 
+    def name(self, index: int) -> str:
+        """What an error message calls a sample."""
+        return str(index)
+
     def sampling_weights(self) -> np.ndarray | None:
         """Probability of each sample at each draw; None for one permutation after another."""
         return None
@@ -37,23 +43,23 @@ class Task(ABC):
     def loss(self, batch: Batch) -> Tensor:
         """Scalar loss of a collated batch on the model's device, under autocast where the precision asks for it."""
 
+    def sums(self, batch: Batch) -> Tensor:
+        """What the loss is computed from, (k,): numbers that add up when parts of a batch are put together.
+
+        Thus a batch may be spread over processes and micro-batches without changing its loss. As given here it suits
+        losses that are a mean over samples; any other loss overrides it together with `loss_of`.
+        """
+        loss = self.loss(batch)
+        samples = len(next(iter(batch.values())))
+        return torch.stack([loss * samples, torch.full_like(loss, samples)])
+
+    def loss_of(self, sums: Tensor) -> Tensor:
+        """Scalar loss of the batch whose parts' sums add up to these."""
+        return sums[0] / sums[1]
+
     @abstractmethod
     def validate(self) -> Record:
         """Measurements of the model in eval mode; `score` (higher is better) chooses the best checkpoint."""
-
-
-class Samples(Dataset[Batch | SurmError]):
-    """A task's samples by (index, position in the whole training); the position seeds the sample's random choices."""
-
-    def __init__(self, task: Task, seed: int) -> None:
-        self.task, self.seed = task, seed
-
-    def __getitem__(self, key: tuple[int, int]) -> Batch | SurmError:
-        index, position = key
-        try:
-            return self.task.sample(index, np.random.default_rng([self.seed, 1, position]))
-        except SurmError as error:  # raised in the main process, where its type and sentence are kept
-            return error
 
 
 def collated(samples: list[Batch | SurmError]) -> Batch | SurmError:
@@ -62,23 +68,29 @@ def collated(samples: list[Batch | SurmError]) -> Batch | SurmError:
 
 
 class Order(Sampler[list[tuple[int, int]]]):
-    """Which samples each step sees: a function of the seed and the step alone, so that resuming needs no state."""
+    """Which samples each step sees: a function of the seed and the step alone, so that resuming needs no state.
 
-    def __init__(self, task: Task, size: int, seed: int, start: int, stop: int) -> None:
+    Args:
+        size: samples per step over all processes, of which each sees its own part.
+    """
+
+    def __init__(self, task: Task, size: int, seed: int, steps: range, ranks: Ranks) -> None:
         self.samples, self.weights = len(task), task.sampling_weights()
-        self.size, self.seed, self.steps = size, seed, range(start, stop)
+        self.size, self.seed, self.steps, self.ranks = size, seed, steps, ranks
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """For each step (index, position in the whole training) of its samples."""
         for step in self.steps:
             positions = range(step * self.size, (step + 1) * self.size)
             if self.weights is not None:
                 drawn = np.random.default_rng([self.seed, 0, step]).choice(self.samples, self.size, p=self.weights)
-                yield list(zip(drawn.tolist(), positions, strict=True))
+                batch = list(zip(drawn.tolist(), positions, strict=True))
             else:
-                yield [(int(self._permutation(p // self.samples)[p % self.samples]), p) for p in positions]
+                batch = [(int(self._permutation(p // self.samples)[p % self.samples]), p) for p in positions]
+            yield [batch[i] for i in self.ranks.part(self.size)]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, 0, epoch]).permutation(self.samples)

@@ -1,44 +1,54 @@
 """`surm-seg train`: fine-tune a backbone on a task, keep the best checkpoint, score the held-out cases.
 
 RUN/config.yaml        every option, resolved; `--config` reads it back
-   /run.json           versions, commit, data digest and fingerprint, parameters
+   /run.json           versions, commit, data digest and fingerprint, parameters, when it was finished
    /metrics.jsonl      one line per step; the same in tensorboard/
    /checkpoints        what --resume goes on from
    /adapter            deltas and decoder in PEFT's format, with a model card
    /predictions        label maps of the scored cases, on their own grids
-   /scores             cases.csv and summary.json
+   /scores             cases.csv, slices.csv, summary.json and report.html
+
+With --seeds 3: three of these, RUN/seed-0 and so on, and RUN/seeds.csv and seeds.json with what they come to.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import copy
 import importlib
 import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import yaml
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from surm_seg import cli
 from surm_seg.checkpoint import checkpoints
+from surm_seg.distributed import join
 from surm_seg.engine import EngineConfig, fast_precision, fit
-from surm_seg.errors import BadConfig
+from surm_seg.errors import BadConfig, BadInput
+from surm_seg.lock import held
 from surm_seg.prepare import PrepareConfig, plan, prepare, show
 from surm_seg.provenance import provenance
+from surm_seg.report import dice_table
+from surm_seg.resume import changes, config_file, stored_config, without_damaged
+from surm_seg.seeds import over_seeds
 from surm_seg.task import Record
+from surm_seg.training_state import KEPT_CHECKPOINTS
 from surm_seg.volume import replacing
 
 PHANTOM = "phantom"
-NOT_STORED = ("output", "resume", "dry_run", "quiet", "debug")
+NOT_STORED = ("output", "resume", "allow", "seeds", "dry_run", "quiet", "debug")
 """Options of one call, not of the run."""
-MAY_CHANGE = ("workers", "device")
-"""Options that a resumed run may be given anew, because the data do not depend on them."""
+COPIES = 4
+"""Of the trained weights in a checkpoint: now, at the best validation, and the optimiser's two moments."""
 
 
 @dataclass
@@ -50,11 +60,15 @@ class TrainConfig(cli.Common):
         task: segmentation, or a module that defines a Task.
         recipe: a set of defaults that the task names; options override it.
         resume: go on with the run in --output from its newest checkpoint.
+        allow: options that a resumed run may change, joined by commas.
+        seeds: train this many runs, with --seed, --seed + 1, ...; 0 for one run, in --output itself.
     """
 
     task: str = "segmentation"
     recipe: str = "default"
     resume: bool = False
+    allow: str = ""
+    seeds: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,49 +124,104 @@ def task_module(name: str) -> ModuleType:
 
 def train(task_type: ModuleType, config: TrainConfig, engine: EngineConfig, options: Any) -> int:
     """Run a parsed command; returns its exit status."""
+    for name in ("seed", "seeds"):
+        if getattr(config, name) < 0:
+            raise BadConfig("seed", f"--{name} {getattr(config, name)} must not be negative.")
+    ranks, _ = join(cli.device_named(config.device))
+    run = ranks.told(lambda: config.output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.task}")
+    return (_train_seeds if config.seeds else _train_one)(task_type, run, config, engine, options)
+
+
+def _train_seeds(task_type: ModuleType, run: Path, config: TrainConfig, engine: EngineConfig, options: Any) -> int:
+    """One run after the other, and their scores together; a resumed one passes over those that are finished."""
+    runs = {seed: run / f"seed-{seed}" for seed in range(config.seed, config.seed + config.seeds)}
+    ranks, _ = join(cli.device_named(config.device))
+    started = ranks.told(lambda: [folder for folder in runs.values() if config_file(folder).exists()])
+    for folder in (started or [run])[:1]:
+        stored_config(folder, config.resume)  # for what it refuses
+    for seed, folder in runs.items():
+        one = replace(config, seed=seed, resume=folder in started)
+        status = _train_one(task_type, folder, one, engine, copy.copy(options))
+        if status:
+            return status
+    if ranks.first and not config.dry_run:
+        reporter = cli.Reporter(config.quiet)
+        reporter.say(f"mean and SD over the seeds {', '.join(map(str, runs))}; seeds.csv and seeds.json in {run}")
+        reporter.say(dice_table(over_seeds(run, runs)))
+    return 0
+
+
+def _train_one(task_type: ModuleType, run: Path, config: TrainConfig, engine: EngineConfig, options: Any) -> int:
     import torch
 
-    if config.seed < 0:
-        raise BadConfig("seed", f"--seed {config.seed} must not be negative.")
-    reporter = cli.Reporter(config.quiet)
     device = cli.device_named(config.device)
-    run = config.output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.task}"
+    ranks, own_device = join(device)
+    reporter = cli.Reporter(config.quiet or not ranks.first)
     if getattr(options, "data", None) == PHANTOM:
-        options.data = _phantom(config, task_type, options, reporter)
+        options.data = ranks.told(lambda: _phantom(config, task_type, options, reporter))
         if options.data is None:
             return 0
-    before = _stored_config(run, config.resume)
+    before = ranks.told(lambda: stored_config(run, config.resume))
     if engine.precision == "auto":  # measured once: a run goes on in the precision it was started with
-        engine = dataclasses.replace(engine, precision=before.get("precision") or fast_precision(torch.device(device)))
+        fast = before.get("precision") or ranks.told(lambda: fast_precision(torch.device(own_device)))
+        engine = replace(engine, precision=fast)
     resolved = _plain({**asdict(config), **asdict(engine), **asdict(options), "device": device})
     resolved = {name: value for name, value in resolved.items() if name not in NOT_STORED}
-    _refuse_differences(run, "configuration", before, resolved)
+    allowed = [name.strip().replace("-", "_") for name in config.allow.split(",") if name.strip()]
+    changed = changes(run, "configuration", before, resolved, allowed)
     task = task_type.create(options, config.seed)
     reporter.say(task.describe())
     facts = _plain(task.facts())
     if config.dry_run:
-        needed = task.memory_needed(engine.batch_size, device)
+        needed = task.memory_needed(engine.batch_size, own_device)
         reporter.say(f"dry run: {engine.steps} steps of {engine.batch_size} on {device}, {engine.precision}")
         reporter.say(f"dry run: about {needed / 1e9:.1f} GB of memory for a step; nothing written")
-        return cli.check_memory(needed, device)
+        return cli.check_memory(needed, own_device)
+    _check_space(run, task)
+    try:
+        with held(run, "trained") if ranks.first else nullcontext():
+            if ranks.told(lambda: _opened(run, config, resolved, facts, changed)):
+                return _carry_out(task, run, engine, config, reporter)
+            reporter.say(f"{run} is finished")
+            return 0
+    except OSError as error:
+        sentence = f"{error.filename or run}: {error.strerror}; mend that, then start again, or go on with --resume."
+        raise BadInput("run-write", sentence) from error
+
+
+def _opened(
+    run: Path, config: TrainConfig, resolved: dict[str, Any], facts: dict[str, Any], changed: list[str]
+) -> bool:
+    """Write the records of a new run, or compare those of an old one; False for a finished one among several seeds."""
     if config.resume:
-        _refuse_differences(run, "data or weights", json.loads((run / "run.json").read_text()), facts)
+        record = json.loads((run / "run.json").read_text())
+        changes(run, "data or weights", record, facts)
+        if config.seeds and "finished" in record and not changed:
+            return False
     else:
-        run.mkdir(parents=True, exist_ok=True)
-        _write(run / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
-        _write(run / "run.json", json.dumps({"task": config.task, **provenance(), **facts}, indent=1) + "\n")
-    result = fit(
-        task,
-        engine,
-        run,
-        seed=config.seed,
-        device=device,
-        resume=config.resume and bool(checkpoints(run / "checkpoints")),  # it may have died before its first save
-        report=_progress(reporter, engine.steps),
-    )
+        stored_config(run, resume=False)  # again: another process may have been here meanwhile
+        record = {"task": config.task, **provenance(), **facts}
+    if changed or not config.resume:
+        record.pop("finished", None)
+        _write(run / "run.json", record | {"changed": record.get("changed", []) + changed})
+        with replacing(config_file(run)) as file:
+            file.write(yaml.safe_dump(resolved, sort_keys=False).encode())
+    return True
+
+
+def _carry_out(task: Any, run: Path, engine: EngineConfig, config: TrainConfig, reporter: cli.Reporter) -> int:
+    """Train, and let the task finish the run: its adapter, predictions and scores."""
+    ranks, device = join(cli.device_named(config.device))
+    resume = ranks.told(lambda: config.resume and without_damaged(run))
+    with _progress(reporter, engine.steps) as report:
+        result = fit(task, engine, run, seed=config.seed, device=device, resume=resume, ranks=ranks, report=report)
     best = "" if result.best_score is None else f", best score {result.best_score:.4f} at step {result.best_step}"
     reporter.say(f"trained in {result.seconds:.0f} s{best}")
-    return task.finish(run, device, reporter.track, reporter.say)
+    status = ranks.told(lambda: task.finish(run, device, reporter.track, reporter.say))
+    if ranks.first and status == 0:
+        record = json.loads((run / "run.json").read_text())
+        _write(run / "run.json", record | {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    return status
 
 
 def _phantom(config: TrainConfig, task_type: ModuleType, options: Any, reporter: cli.Reporter) -> str | None:
@@ -169,45 +238,35 @@ def _phantom(config: TrainConfig, task_type: ModuleType, options: Any, reporter:
     return str(folder)
 
 
-def _stored_config(run: Path, resume: bool) -> dict[str, Any]:
-    """The configuration of the run to resume, {} for a new one; refuses to overwrite a run and to resume none."""
-    stored = run / "config.yaml"
-    if not resume:
-        if stored.exists():
-            raise BadConfig("run-exists", f"{run} already holds a run; use --resume, or choose another --output.")
-        return {}
-    if not stored.exists():
-        raise BadConfig("resume-nothing", f"{run} holds no run to resume; start it without --resume.")
-    return yaml.safe_load(stored.read_text())
+def _check_space(run: Path, task: Any) -> None:
+    """Raise BadInput where the disk cannot hold the checkpoints that are kept, and the next one beside them."""
+    trained = sum(p.numel() * p.element_size() for p in task.model.parameters() if p.requires_grad)
+    more = KEPT_CHECKPOINTS + 1 - len(checkpoints(run / "checkpoints"))
+    cli.check_space(run, more * COPIES * trained)
 
 
-def _refuse_differences(run: Path, what: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise BadConfig naming what a resumed run would find changed."""
-    changed = [
-        f"{name}: {before[name]!r} -> {value!r}"
-        for name, value in now.items()
-        if name in before and name not in MAY_CHANGE and before[name] != value
-    ]
-    if changed:
-        sentence = f"{run} was started with another {what} ({'; '.join(changed)}); change it back."
-        raise BadConfig("resume-changed", sentence)
-
-
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, record: dict[str, Any]) -> None:
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write((json.dumps(record, indent=1) + "\n").encode())
 
 
-def _progress(reporter: cli.Reporter, steps: int) -> Any:
+@contextmanager
+def _progress(reporter: cli.Reporter, steps: int) -> Iterator[Callable[[Record], None]]:
+    """Show records as they come: in a bar on a terminal, every so often in a line elsewhere, validations always so."""
     every = max(1, steps // 20)
+    live = reporter.console.is_terminal and not reporter.console.quiet
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=reporter.console, disable=not live) as bar:
+        job = bar.add_task("", total=steps)
 
-    def show(record: Record) -> None:
-        if record["step"] % every == 0 or "score" in record:
-            score = f"  validation {record['score']:.4f}" if "score" in record else ""
+        def show(record: Record) -> None:
+            step, score = int(record["step"]), f"  validation {record['score']:.4f}" if "score" in record else ""
             loss = f"loss {record['loss']:.4f}" if "loss" in record else "loss not finite, skipped"
-            reporter.say(f"step {record['step']:.0f}/{steps}  {loss}  {record['seconds']:.0f} s{score}")
+            bar.update(job, completed=step, description=loss)
+            if score or not (live or step % every):
+                reporter.say(f"step {step}/{steps}  {loss}  {record['seconds']:.0f} s{score}")
 
-    return show
+        yield show
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,21 +11,42 @@ from surm_seg.checkpoint import checkpoints, load_checkpoint, save_checkpoint, s
 from surm_seg.errors import BadConfig
 
 KEPT_CHECKPOINTS = 2
+COUNTERS = ("bad_steps", "best_score", "best_step", "stale", "parts", "draws", "processes")
 
 
 class TrainingState:
-    """Everything that training needs to go on exactly: weights, optimiser, random state, counters, best so far."""
+    """Everything that training needs to go on exactly: weights, optimiser, counters, best so far.
 
-    def __init__(self, folder: Path, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    Data and random numbers are a function of the seed and the step, so that none of their state is kept.
+
+    Args:
+        parts: micro-batches that each process computes its share of a batch in.
+        processes: of this run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        trained: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        parts: int = 1,
+        processes: int = 1,
+    ) -> None:
         self.checkpoints = folder / "checkpoints"
         self.trained, self.optimizer = trained, optimizer
-        self.step = self.bad_steps = self.best_step = 0
+        self.parts, self.processes = parts, processes
+        self.step = self.bad_steps = self.best_step = self.stale = 0
+        self.draws = False
         self.best_score: float | None = None
         self.best: dict[str, Tensor] = {}
 
     def remember(self, score: float | None) -> None:
-        if score is not None and (self.best_score is None or score > self.best_score):
-            self.best_score, self.best_step = score, self.step
+        """Keep the weights of the best score; `stale` counts the validations since."""
+        if score is None:
+            return
+        self.stale += 1
+        if self.best_score is None or score > self.best_score:
+            self.best_score, self.best_step, self.stale = score, self.step, 0
             self.best = {name: p.detach().clone() for name, p in self.trained.items()}
 
     def take_best(self) -> None:
@@ -43,16 +64,17 @@ class TrainingState:
             for index, entry in self.optimizer.state_dict()["state"].items()
             for key, value in entry.items()
         }
-        random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            random["cuda"] = torch.cuda.get_rng_state()
-        files = {"model": self.trained, "optimizer": moments, "random": random, "best": self.best}
-        facts = {"bad_steps": self.bad_steps, "best_score": self.best_score, "best_step": self.best_step}
-        save_checkpoint(self.checkpoints, self.step, files, facts)
+        files = {"model": self.trained, "optimizer": moments, "best": self.best}
+        save_checkpoint(self.checkpoints, self.step, files, {name: getattr(self, name) for name in COUNTERS})
         sweep(self.checkpoints, KEPT_CHECKPOINTS)
 
     def restore(self) -> None:
-        """Take over the newest checkpoint; raises BadConfig where there is none or it is of another model."""
+        """Take over the newest checkpoint.
+
+        Raises:
+            BadConfig: there is none; or it is of another model or version; or the model draws random numbers and
+                another number of processes would draw others.
+        """
         found = checkpoints(self.checkpoints)
         if not found:
             raise BadConfig(
@@ -60,9 +82,17 @@ class TrainingState:
             )
         files, facts = load_checkpoint(found[-1])
         model = files["model"]
-        if {n: v.shape for n, v in model.items()} != {n: p.shape for n, p in self.trained.items()}:
+        same_shapes = {n: v.shape for n, v in model.items()} == {n: p.shape for n, p in self.trained.items()}
+        if not same_shapes or not facts.keys() >= set(COUNTERS):
             raise BadConfig(
-                "resume-model", f"{found[-1]} was written by another model; resume with the run's own configuration."
+                "resume-model",
+                f"{found[-1]} was written by another model or version; resume with the run's own configuration.",
+            )
+        if facts["draws"] and facts["processes"] != self.processes:
+            raise BadConfig(
+                "resume-processes",
+                f"{found[-1]} was written by {facts['processes']} processes and its model draws random numbers "
+                f"(dropout), which {self.processes} would draw differently; resume with {facts['processes']}.",
             )
         with torch.no_grad():
             for name, parameter in self.trained.items():
@@ -74,9 +104,7 @@ class TrainingState:
             kind, _, name = key.partition(":")
             entries.setdefault(index[name], {})[kind] = value
         self.optimizer.load_state_dict({**content, "state": entries})
-        torch.set_rng_state(files["random"]["cpu"])
-        if "cuda" in files["random"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(files["random"]["cuda"])
-        self.step, self.bad_steps = facts["step"], facts["bad_steps"]
-        self.best_score, self.best_step = facts["best_score"], facts["best_step"]
+        self.step = facts["step"]
+        for name in set(COUNTERS) - {"processes"}:
+            setattr(self, name, facts[name])
         self.best = {name: value.to(self.trained[name].device) for name, value in files["best"].items()}

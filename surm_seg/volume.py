@@ -5,28 +5,31 @@ What a `Volume` is, and how its axes relate to the radiological view, stands in 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from surm_seg import dicom, metaimage, nifti
+from surm_seg import dicom, dicom_seg, dicom_seg_writer, metaimage, nifti
+from surm_seg.errors import BadInput
 from surm_seg.grid import Grid, Source, Volume, grid_of, image_of, labels_of
 
 MAX_VOXELS = nifti.MAX_VOXELS
-ENDINGS = nifti.ENDINGS  # of the file names that stand for a volume when a folder is listed, in any case
+ENDINGS = nifti.ENDINGS + metaimage.ENDINGS  # of the file names that stand for a volume, in any case
 
 # What may differ between the names of an image, its reference and its prediction: img0001, label0001, case0001_seg.
 _NAME = re.compile(r"(?:(?:img|label|case)[_-]?)?(.+?)(?:_(?:0000|gt|seg))*", re.IGNORECASE)
 
 
 def stem(path: Path) -> str:
-    """File name without the ending of a volume: .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd."""
-    return re.sub(r"\.(nii(\.gz)?|nrrd|nhdr|mha|mhd)$", "", path.name, flags=re.IGNORECASE)
+    """File name without the ending of a volume: .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd or .dcm."""
+    return re.sub(r"\.(nii(\.gz)?|nrrd|nhdr|mha|mhd|dcm)$", "", path.name, flags=re.IGNORECASE)
 
 
 def bare_name(path: Path) -> str:
@@ -35,10 +38,46 @@ def bare_name(path: Path) -> str:
     return match[1] if match else stem(path)
 
 
+def volumes_in(folder: Path) -> list[Path]:
+    """The volumes of a folder in order: its NIfTI, NRRD and MetaImage files, or else its DICOM series.
+
+    A series is a folder: this one, or any below it that holds DICOM files itself. What is hidden is not data: macOS
+    leaves `._case.nii.gz` on shared disks.
+    """
+    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [path for path in entries if path.name.lower().endswith(ENDINGS)]
+    if files or any(map(is_dicom, entries)):
+        return files or [folder]
+    folders = (path for path in entries if path.is_dir() and not path.is_symlink())
+    return [series for path in folders for series in volumes_in(path) if series.is_dir()]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a regular file starts as DICOM does; a link or a folder is none."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return False
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def digest(path: Path) -> str:
+    """SHA-256, in hexadecimal, of a volume's file, or of the files of its folder whatever they are called."""
+    if not path.is_dir():
+        return file_digest(path)
+    files = sorted(file_digest(file) for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    return hashlib.sha256("".join(files).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_grid(path: str | Path, *, max_voxels: int = MAX_VOXELS) -> Grid:
     """Shape and geometry from the headers alone; raises BadInput.
 
-    Like `read_image` and `read_labels`, it takes NIfTI, NRRD and MetaImage files, and a folder with one DICOM series.
+    Like `read_image` and `read_labels`, it takes NIfTI, NRRD, MetaImage, DICOM-SEG and folders of DICOM series.
     """
     with _opened(Path(path), max_voxels) as source:
         return grid_of(source)
@@ -50,6 +89,8 @@ def read_image(path: str | Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
     Peak memory is the returned volume and a few 8 MB slabs; of NRRD and MetaImage, also the volume as stored.
     """
     with _opened(Path(path), max_voxels) as source:
+        if isinstance(source, dicom_seg.Segmentation):
+            raise BadInput("not-an-image", f"{path} is a DICOM segmentation; give the CT series as a folder.")
         return image_of(source)
 
 
@@ -65,7 +106,15 @@ def read_labels(path: str | Path, *, max_voxels: int = MAX_VOXELS) -> Volume:
 def label_names(path: str | Path) -> dict[int, str] | None:
     """The class table {label value: name} that the file itself carries, or None; raises BadInput for a broken one."""
     with _opened(Path(path), MAX_VOXELS) as source:
+        if isinstance(source, dicom_seg.Segmentation):
+            return source.names
         return nifti.label_table(source) if isinstance(source, nifti.NiftiFile) else None
+
+
+def modality(path: str | Path) -> str | None:
+    """CT, MR, ... as a DICOM series states it; None for other volumes. Raises BadInput."""
+    with _opened(Path(path), MAX_VOXELS) as source:
+        return source.modality if isinstance(source, dicom.Series) else None
 
 
 @contextmanager
@@ -75,6 +124,8 @@ def _opened(path: Path, max_voxels: int) -> Iterator[Source]:
         yield dicom.opened(path, max_voxels)
     elif path.name.lower().endswith(metaimage.ENDINGS):
         yield metaimage.opened(path, max_voxels)
+    elif path.name.lower().endswith(dicom.ENDINGS):
+        yield dicom_seg.opened(path, max_voxels)
     else:
         with nifti.opened(path, max_voxels) as file:
             yield file
@@ -90,6 +141,20 @@ def write_labels(path: str | Path, voxels: np.ndarray, grid: Grid) -> None:
     assert voxels.min() >= 0 and voxels.max() <= 255
     with replacing(path) as file:
         nifti.write(file, grid.header(), voxels, packed=path.name.lower().endswith(".gz"))
+
+
+def write_dicom_seg(path: str | Path, voxels: np.ndarray, names: Sequence[str], series: str | Path) -> None:
+    """Write labels 0..255 with axes (i, j, k) as a DICOM Segmentation of the series in a folder; atomic.
+
+    Args:
+        names: organs; label value = segment number = position + 1.
+
+    Raises:
+        BadInput: the series cannot be read, or its headers lack what a segmentation must refer to.
+    """
+    source = dicom.opened(Path(series))
+    with replacing(Path(path)) as file:
+        dicom_seg_writer.write(file, voxels, names, source)
 
 
 @contextmanager

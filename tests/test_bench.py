@@ -1,4 +1,4 @@
-"""The bench command: one tiny real run, the laws of its meters, and that it refuses to time a wrong layer."""
+"""The bench commands: one tiny real run of each, the laws of their meters, and that what is wrong is never timed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from surm_seg import bench, structures
+from surm_seg import bench, metrics, structures
 from surm_seg.bench import variants
 from surm_seg.bench.cell import Cell
+from surm_seg.bench.metrics import TOLERANCE, check
+from surm_seg.bench.organs import ORGANS, label_maps
 from surm_seg.bench.table import markdown
+from surm_seg.errors import SurmError
+from surm_seg.grid import Grid
 from surm_seg.kernel import GradMethod
 from surm_seg.structures.circulant import Circulant
 
@@ -31,8 +36,8 @@ def run(output: Path, *options: str, dtype: str = "float32") -> int:
     return bench.main(["kernel", *size, "--threads", "1", "--output", str(output), *options])
 
 
-def written(output: Path) -> dict[str, Any]:
-    return json.loads((output / "kernel.json").read_text())
+def written(output: Path, benchmark: str = "kernel") -> dict[str, Any]:
+    return json.loads((output / f"{benchmark}.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -162,9 +167,21 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(tmp_path: Path, capsys: py
         (["kernel", "--methods", "circulant", "best"], "error [bench-method]: --methods: best is unknown"),
         (["kernel", "--rounds", "0"], "error [bench-option]: --rounds must be 2 or more."),
         (["kernel", "--width", "768", "1"], "error [bench-option]: --width must be 2 or more."),
+        (["metrics", "--organs", "9"], "error [bench-option]: --organs must be 1 to 8"),
+        (["metrics", "--shape", "64", "64"], "error [bench-option]: --organs must be 1 to 8, --shape three numbers"),
+        (["metrics", "--shape", "64", "64", "-64"], "error [bench-option]: --organs must be 1 to 8, --shape"),
+        (["prepare", "--cases", "0"], "error [bench-option]: --shape must be three numbers; --cases"),
+        (["prepare", "--shape", "8", "8", "8"], "error [bench-shape]: Organs vanish in [8, 8, 8] voxels"),
     ],
 )
-def test_usage_errors_exit_2(words: Sequence[str], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_exit_2(
+    words: Sequence[str],
+    shown: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert bench.main(words) == 2
     assert shown in capsys.readouterr().err
 
@@ -173,3 +190,75 @@ def test_a_type_error_in_a_list_exits_2() -> None:
     with pytest.raises(SystemExit) as stop:
         bench.main(["kernel", "--dtype", "float8"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_generated_organs_are_all_there_and_predicted_imperfectly(seed: int) -> None:
+    prediction, reference = label_maps(len(ORGANS), (64, 160, 160), seed)
+    for value in range(1, len(ORGANS) + 1):
+        assert 0.5 < metrics.dice(prediction == value, reference == value) < 1
+    for labels, again in zip((prediction, reference), label_maps(len(ORGANS), (64, 160, 160), seed), strict=True):
+        np.testing.assert_array_equal(labels, again)
+
+
+MEASURED_METRICS = ["metrics", "--organs", "3", "--shape", "24", "40", "40", "--repeats", "2"]
+
+
+def test_metrics_of_three_programs_agree_and_are_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([*MEASURED_METRICS, "--output", str(tmp_path)]) == 0
+    rows = {row["label"]: row for row in written(tmp_path, "metrics")["rows"]}
+    assert rows["surm-seg"]["ratio"] == 1
+    for label, row in rows.items():
+        assert len(row["wall_s"]) == len(row["cpu_s"]) == (2 if label.startswith("surm-seg") else 1)
+        assert min(row["wall_s"]) > 0 and row["ratio"] > 0
+    assert {*(f"MONAI {name}" for name in ("Dice", "HD95", "NSD")), "medpy hd95", "medpy dc"} <= set(rows)
+    shown = capsys.readouterr().out
+    assert "3 organs, 24x40x40 voxels; all values agree." in shown
+    assert [line.split("|")[1].strip() for line in shown.splitlines() if line.startswith("|")][2:] == list(rows)
+
+
+def test_metrics_that_differ_are_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics, "border_voxels", lambda mask: mask)
+    assert bench.main([*MEASURED_METRICS, "--output", str(tmp_path)]) == 1
+    assert "error [bench-differs]: hd95" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("metric", TOLERANCE)
+def test_one_organ_beyond_the_tolerance_is_named(metric: str) -> None:
+    ours = {metric: [0.5, 0.25, 0.75]}
+    check({"surm-seg": ours, "other": {metric: [0.5, 0.25 + TOLERANCE[metric] / 2, 0.75]}})
+    for wrong in (0.25 + 2 * TOLERANCE[metric], 0.25 - 2 * TOLERANCE[metric], float("nan")):
+        with pytest.raises(SurmError, match=f"{metric} of the spleen is 0.25 by surm-seg and {wrong} by other"):
+            check({"surm-seg": ours, "other": {metric: [0.5, wrong, 0.75]}})
+
+
+MEASURED_PREPARE = ["prepare", "--cases", "2", "--shape", "24", "40", "40", "--repeats", "2", "--workers", "1"]
+
+
+def test_prepared_arrays_agree_with_monais_and_are_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([*MEASURED_PREPARE, "--output", str(tmp_path)]) == 0
+    rows = written(tmp_path, "prepare")["rows"]
+    assert [row["label"] for row in rows] == ["surm-seg prepare", "surm-seg prepare, parallel", "MONAI"]
+    assert all(len(row["wall_s"]) == 2 and min(row["wall_s"]) > 0 for row in rows)
+    assert "2 volumes, 24x40x40 voxels" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["prepare.json"]
+
+
+def test_arrays_that_differ_are_not_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Grid, "lps", lambda self, voxels: voxels.T)  # the flips are forgotten
+    assert bench.main([*MEASURED_PREPARE, "--output", str(tmp_path)]) == 1
+    assert "error [bench-differs]: image of case" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["metrics", "prepare"])
+def test_a_dry_run_of_a_comparison_writes_nothing(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main([name, "--dry-run", "--output", str(tmp_path / "bench")]) == 0
+    assert "x512x512 voxels" in capsys.readouterr().out and not (tmp_path / "bench").exists()

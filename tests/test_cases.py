@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from surm_seg.cases import Dataset, finished, write_case, write_dataset
+from surm_seg.cases import Dataset
+from surm_seg.dataset_writer import finished, write_case, write_dataset
 from surm_seg.errors import BadConfig, BadInput, Corrupt
 from surm_seg.volume import Grid, Volume
 
@@ -169,7 +170,7 @@ def test_a_manifest_that_cannot_be_written_leaves_the_old_data_set(
         raise OSError(28, "No space left on device")
 
     write_case(dataset.folder, "case000", volume(7), label(), ORGANS, INPUTS | {"image": "d" * 64})
-    monkeypatch.setattr("surm_seg.cases._write_json", full)
+    monkeypatch.setattr("surm_seg.dataset_writer._write_json", full)
     with pytest.raises(OSError, match="No space"):
         write_dataset(dataset.folder, "folder", ORGANS, {"case000": "train"}, {"case000": ["Roe"]})
     Dataset.open(dataset.folder).verify()
@@ -180,7 +181,7 @@ def test_a_case_that_fails_while_being_written_leaves_nothing(tmp_path: Path, mo
     def full(*_: object, **__: object) -> dict[str, int]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("surm_seg.cases.label_histogram", full)
+    monkeypatch.setattr("surm_seg.dataset_writer.label_histogram", full)
     with pytest.raises(OSError, match="No space"):
         write_case(tmp_path, "case000", volume(), label(), ORGANS, INPUTS)
     assert list((tmp_path / "cases").iterdir()) == []

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from surm_seg import evaluate
-from surm_seg.labels import SYNAPSE, LabelMap
+from surm_seg.labels import SYNAPSE
 from surm_seg.report import score_pair, write_scores
-from surm_seg.volume import read_labels, write_labels
+from surm_seg.scored import score_case
+from surm_seg.volume import read_labels
 
 Write = Callable[..., Path]
 
@@ -58,9 +59,9 @@ def test_files_and_arrays_give_identical_rows(write_nifti: Write, tmp_path: Path
     reference = write_nifti(tmp_path / "r.nii.gz", labels_ijk(2), AFFINE)
     assert run(prediction, reference, "--output", str(tmp_path / "files")) == 0
     ours, theirs = read_labels(prediction), read_labels(reference)
-    rows = score_pair(ours.lps(), theirs.lps(), SYNAPSE, theirs.grid.lps_spacing, "case001")
-    write_scores(tmp_path / "arrays", rows)
-    for name in ("cases.csv", "summary.json"):
+    scored = score_case(ours.lps(), theirs.lps(), SYNAPSE, theirs.grid.lps_spacing, "case001")
+    write_scores(tmp_path / "arrays", scored.rows, scored.slices)
+    for name in ("cases.csv", "slices.csv", "summary.json"):
         assert (tmp_path / "files" / name).read_bytes() == (tmp_path / "arrays" / name).read_bytes()
 
 
@@ -133,41 +134,6 @@ def test_dry_run_checks_and_writes_nothing(
     assert not (tmp_path / "scores").exists()
 
 
-def test_names_are_matched_and_never_guessed(tmp_path: Path) -> None:
-    names = {
-        "p": [
-            "img0001.nii.gz",
-            "case0002_seg.nii",
-            "liver_a_0000.nii.gz",
-            "case0004.nii.gz",
-            "0004_seg.nii.gz",
-            "x.nii",
-        ],
-        "r": [
-            "label0001.nii.gz",
-            "0002_gt.nii.gz",
-            "liver_a.nii.gz",
-            "label0004.nii.gz",
-            "y.nii",
-            "._0002.nii",
-            "y.txt",
-        ],
-    }
-    for folder, files in names.items():
-        (tmp_path / folder).mkdir()
-        for name in files:
-            (tmp_path / folder / name).touch()
-    pairs, left_over = evaluate.match(tmp_path / "p", tmp_path / "r")
-    assert {(pair.case, pair.prediction.name, pair.reference.name) for pair in pairs} == {
-        ("case0001", "img0001.nii.gz", "label0001.nii.gz"),
-        ("case0002", "case0002_seg.nii", "0002_gt.nii.gz"),
-        ("case001", "liver_a_0000.nii.gz", "liver_a.nii.gz"),
-    }
-    (ambiguous,) = [sentence for sentence in left_over if "ambiguous" in sentence]
-    assert all(name in ambiguous for name in ("case0004.nii.gz", "0004_seg.nii.gz", "label0004.nii.gz"))
-    assert sum("no counterpart" in sentence for sentence in left_over) == 2
-
-
 def patients(write_nifti: Write, folder: Path, *names: str) -> tuple[Path, Path]:
     for name in names:
         write_nifti(folder / "p" / f"{name}.nii.gz", labels_ijk(), AFFINE)
@@ -188,7 +154,9 @@ def test_file_names_stand_in_a_private_key_only(write_nifti: Write, tmp_path: Pa
         "case004": ["Roe_Rick.nii.gz", "Roe_Rick_gt.nii.gz"],
     }
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    assert not any(b"Doe" in path.read_bytes() for path in scores.iterdir() if path != key)
+    written = [path for path in scores.rglob("*") if path.is_file() and path != key]
+    assert len(written) == 4 + 4  # cases.csv, slices.csv, summary.json, report.html and the record of each case
+    assert not any(b"Doe_Jane" in path.read_bytes() or "Doe" in path.name for path in written)
     assert run(*sides, "--keep-names", "--output", str(tmp_path / "named")) == 0
     assert {row["case"] for row in csv_rows(tmp_path / "named")} == {"Roe_Rick", "Doe_Jane", "case002", "12345678"}
     assert not (tmp_path / "named" / "case_key.json").exists()
@@ -280,22 +248,47 @@ def test_prediction_and_reference_must_be_given(capsys: pytest.CaptureFixture[st
     assert "--prediction" in capsys.readouterr().err
 
 
+def test_the_report_draws_on_the_image_of_the_case_and_on_no_other(
+    write_nifti: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = patients(write_nifti, tmp_path, "case001")
+    grey = np.random.default_rng(0).integers(-100, 200, labels_ijk().shape).astype(np.int16)
+    reports = {}
+    for name, affine in {"bare": None, "own": AFFINE, "other": 2 * AFFINE}.items():
+        image = [] if affine is None else ["--image", str(write_nifti(tmp_path / f"{name}.nii.gz", grey, affine))]
+        assert run(*sides, *image, "--output", str(tmp_path / name)) == 0
+        reports[name] = (tmp_path / name / "report.html").read_text()
+        assert reports[name].count("data:image/png") == 3
+    assert reports["own"] != reports["bare"] == reports["other"]
+    assert "not drawn [grids-differ]: case001" in capsys.readouterr().err
+
+
+def test_the_report_says_what_is_in_no_number(write_nifti: Write, tmp_path: Path) -> None:
+    sides = patients(write_nifti, tmp_path, "case001", "case002")
+    cut = tmp_path / "p" / "case002.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    write_nifti(tmp_path / "r" / "case003.nii.gz", labels_ijk(), AFFINE)
+    assert run(*sides) == 5
+    report = (tmp_path / "scores" / "report.html").read_text()
+    assert "case002 could not be scored (truncated)" in report and "match none or several: 1." in report
+
+
 # Values of the benchmark's organs in TotalSegmentator's two class tables.
 V1 = dict(spleen=1, right_kidney=2, left_kidney=3, gallbladder=4, liver=5, stomach=6, aorta=7, pancreas=10)
 V2 = V1 | dict(pancreas=7, aorta=52)
 
 
 def test_two_labellings_of_a_real_case(shared_data: Path, tmp_path: Path) -> None:
-    """Two TotalSegmentator versions on one CT agree as plain counting says, to 0.002."""
-    for name, file, values in (
-        ("p", "labels_total_v2_fast_117class.nii.gz", V2),
-        ("r", "labels_total_v1_104class.nii.gz", V1),
-    ):
-        volume = read_labels(shared_data / "ct-case-a" / file)
-        organs = {value: organ for organ, value in values.items()}
-        table = LabelMap(SYNAPSE, {value: organs.get(value) for value in range(1, 118)})
-        write_labels(tmp_path / f"{name}.nii.gz", table.apply(volume.voxels, file), volume.grid)
-    assert run(tmp_path / "p.nii.gz", tmp_path / "r.nii.gz", "--output", str(tmp_path / "scores")) == 0
+    """Two TotalSegmentator versions on one CT, in one command, agree as plain counting says, to 0.002."""
+    for name, values in {"v1": V1, "v2": V2}.items():
+        lines = [f"{value}: {organ}" for organ, value in values.items()]
+        (tmp_path / name).write_text("\n".join([*lines, "other:"]))
+    case, options = shared_data / "ct-case-a", ["--labels", str(tmp_path / "v2"), "--output", str(tmp_path / "scores")]
+    options += ["--reference_labels", str(tmp_path / "v1"), "--image", str(case / "ct.nii.gz")]
+    sides = case / "labels_total_v2_fast_117class.nii.gz", case / "labels_total_v1_104class.nii.gz"
+    assert run(*sides, *options) == 0
     organs = json.loads((tmp_path / "scores" / "summary.json").read_text())["organs"]
     expected = dict(liver=0.985, spleen=0.980, stomach=0.946, gallbladder=0.944, aorta=0.941, pancreas=0.809)
     assert {organ: organs[organ]["dice"]["mean"] for organ in expected} == pytest.approx(expected, abs=0.002)
+    report = (tmp_path / "scores" / "report.html").read_text()
+    assert report.count("data:image/png") == 3 and "0.809" in report and "ct.nii" not in report

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surm_seg.errors import BadConfig, BadInput
-from surm_seg.labels import SYNAPSE, LabelMap, read_table
+from surm_seg.labels import SYNAPSE, LabelMap, label_table, label_tables, read_table
 
 LABELS = LabelMap(("liver", "spleen"), {1: "spleen", 6: "liver", 9: None})
 
@@ -64,8 +64,32 @@ def test_a_table_on_disk_names_values_or_the_sources_classes(tmp_path: Path) -> 
         read_table(table, {3: "renal_l"})
 
 
+def test_other_makes_all_that_is_not_listed_background(tmp_path: Path) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text("6: liver\n2:\nother:\n")
+    table = read_table(path)
+    assert table == LabelMap(("liver",), {2: None, 6: "liver"}, others=True)
+    raw = np.array([0, 2, 6, 7, 104, 10**9], np.int32)  # far beyond the table, which must not become as long
+    np.testing.assert_array_equal(table.apply(raw, "x"), [0, 0, 1, 0, 0, 0])
+    with pytest.raises(BadInput, match="negative"):
+        table.apply(np.array([-1, 6]), "x")
+    path.write_text("6: liver\nother: spleen\n")
+    with pytest.raises(BadConfig, match="whole numbers"):
+        read_table(path)
+
+
+def test_tables_of_two_sides_share_one_order_of_organs(tmp_path: Path) -> None:
+    for name, text in {"a": "1: liver\n2: spleen\n", "b": "7: spleen\n9: liver\n", "c": "1: liver\n"}.items():
+        (tmp_path / name).write_text(text)
+    ours, theirs = label_tables(str(tmp_path / "a"), str(tmp_path / "b"))
+    np.testing.assert_array_equal(ours.apply(np.array([1, 2]), "x"), theirs.apply(np.array([9, 7]), "x"))
+    assert label_tables("synapse", None) == (label_table("synapse"), label_table("synapse"))
+    with pytest.raises(BadConfig, match="spleen"):
+        label_tables(str(tmp_path / "a"), str(tmp_path / "c"))
+
+
 @pytest.mark.parametrize(
-    "text", ["- liver\n", "liver: 1\n", "1: [liver]\n", "true: liver\n", "-1: liver\n", "1:\n", "{", ""]
+    "text", ["- liver\n", "liver: 1\n", "1: [liver]\n", "true: liver\n", "-1: liver\n", "1:\n", "other:\n", "{", ""]
 )
 def test_what_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "table.yaml").write_text(text)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nifti_bytes import zeros_packed
 
 from surm_seg.errors import BadInput
 from surm_seg.volume import read_grid, read_image, read_labels, stem
@@ -56,14 +57,14 @@ def test_every_stored_type_reads_exactly(name: str, kind: str, tmp_path: Path) -
 def test_a_file_of_another_length_is_refused(name: str, packed: bool, tmp_path: Path) -> None:
     write(tmp_path / name, packed=packed)
     whole = (tmp_path / name).read_bytes()
-    for length in range(len(whole)):
+    for length in [*range(0, len(whole), 3), len(whole) - 1]:
         (tmp_path / name).write_bytes(whole[:length])
         with pytest.raises(BadInput, match=name) as refused:
-            read_grid(tmp_path / name)
+            read_image(tmp_path / name)
     assert refused.value.code == "truncated"
     (tmp_path / name).write_bytes(whole + b"\0")
     with pytest.raises(BadInput) as refused:
-        read_grid(tmp_path / name)
+        read_image(tmp_path / name)
     assert refused.value.code == "trailing-data"
 
 
@@ -77,16 +78,68 @@ def test_a_flipped_byte_in_packed_voxels_never_yields_others(name: str, tmp_path
             read_image(tmp_path / name)
 
 
+def seen(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """ITK's voxels with axes (i, j, k), and its affine in RAS+ mm; raises RuntimeError where it refuses."""
+    image = sitk.ReadImage(str(path))
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image).transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+
+
+@pytest.mark.parametrize("mask", [0x04, 0x11])
 @pytest.mark.parametrize("name", ["x.nrrd", "x.mha"])
-def test_any_flipped_byte_of_a_header_is_read_or_refused(name: str, tmp_path: Path) -> None:
-    write(tmp_path / name)
-    whole = (tmp_path / name).read_bytes()
+def test_any_changed_byte_of_a_header_is_read_as_itk_reads_it_or_refused(name: str, mask: int, tmp_path: Path) -> None:
+    path = tmp_path / name
+    write(path)
+    before = seen(path)
+    whole = path.read_bytes()
     for position in range(len(whole) - VOXELS.nbytes):
-        (tmp_path / name).write_bytes(whole[:position] + bytes([whole[position] ^ 0x11]) + whole[position + 1 :])
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ mask]) + whole[position + 1 :])
         try:
-            assert read_image(tmp_path / name).voxels.size == VOXELS.size
+            volume = read_image(path)
         except BadInput:
             continue
+        try:
+            voxels, affine = seen(path)
+        except RuntimeError:  # over a field that says nothing about voxels
+            voxels, affine = before
+        np.testing.assert_array_equal(volume.voxels, voxels)
+        np.testing.assert_allclose(volume.grid.affine, affine, rtol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", ["x.nrrd", "x.mha"])
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(name: str, packed: bool, tmp_path: Path) -> None:
+    write(tmp_path / name, packed=True)
+    head = (tmp_path / name).read_bytes().split(b"\n\n" if name == "x.nrrd" else b"LOCAL\n")[0]
+    head += b"\n\n" if name == "x.nrrd" else b"LOCAL\n"
+    bomb = zeros_packed(b"", 1024)
+    (tmp_path / name).write_bytes(head + (bomb if packed else bomb[:20]))
+    with pytest.raises(BadInput) as refused:
+        read_image(tmp_path / name)
+    assert refused.value.code == ("trailing-data" if packed else "truncated")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("x.mha", b"BinaryDataByteOrderMSB = False", b"BinaryDataByteOrderMSB = True"),
+        ("x.nrrd", b"endian: little", b"endian: big"),
+        ("x.nrrd", b"left-posterior-superior", b"right-anterior-superior"),
+        ("x.nrrd", b"left-posterior-superior", b"LAS"),
+        ("x.nrrd", b"kinds:", b"# a comment\nsegment:=Name, patient\nkinds:"),
+        ("x.mha", b"Offset", b"Position"),
+    ],
+)
+def test_what_a_header_may_also_say_is_read_as_itk_reads_it(name: str, old: bytes, new: bytes, tmp_path: Path) -> None:
+    write(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    assert old in whole
+    (tmp_path / name).write_bytes(whole.replace(old, new, 1))
+    volume, (voxels, affine) = read_image(tmp_path / name), seen(tmp_path / name)
+    np.testing.assert_array_equal(volume.voxels, voxels)
+    np.testing.assert_allclose(volume.grid.affine, affine, rtol=1e-6)
 
 
 CHANGED = {
@@ -111,6 +164,37 @@ CHANGED = {
     "skipped bytes": ("x.nrrd", b"encoding: raw\n", b"encoding: raw\nbyte skip: 2\n", "bad-offset"),
     "skipped header": ("x.mha", b"NDims = 3\n", b"NDims = 3\nHeaderSize = 2\n", "datatype"),
     "no magic": ("x.nrrd", b"NRRD", b"XXXX", "not-nrrd"),
+    "three numbers of dimensions": ("x.mha", b"DimSize = 4 5 6", b"DimSize = 4 5", "bad-dimensions"),
+    "fewer voxels than announced": ("x.nrrd", b"sizes: 4 5 6", b"sizes: 4 5 7", "truncated"),
+    "more voxels than announced": ("x.mha", b"DimSize = 4 5 6", b"DimSize = 4 5 5", "trailing-data"),
+    "800 MB announced": ("x.mha", b"DimSize = 4 5 6", b"DimSize = 512 512 1500", "truncated"),
+    "a huge slice": ("x.nrrd", b"sizes: 4 5 6", b"sizes: 30000 10000 1", "too-large"),
+    "wider type": ("x.nrrd", b"type: short", b"type: int", "truncated"),
+    "narrower type": ("x.mha", b"MET_SHORT", b"MET_UCHAR", "trailing-data"),
+    "two channels": ("x.mha", b"NDims = 3\n", b"NDims = 3\nElementNumberOfChannels = 2\n", "datatype"),
+    "packed, it says": ("x.mha", b"CompressedData = False", b"CompressedData = True", "damaged-gzip"),
+    "packed, NRRD says": ("x.nrrd", b"encoding: raw", b"encoding: gzip", "damaged-gzip"),
+    "perhaps packed": ("x.mha", b"CompressedData = False", b"CompressedData = Maybe", "datatype"),
+    "two byte orders": ("x.mha", b"NDims = 3\n", b"NDims = 3\nElementByteOrderMSB = True\n", "datatype"),
+    "no byte order": ("x.nrrd", b"endian: little\n", b"", "datatype"),
+    "scaled": ("x.mha", b"NDims = 3\n", b"NDims = 3\nElementToIntensityFunctionSlope = 2\n", "bad-scaling"),
+    "scaled NRRD": ("x.nrrd", b"encoding: raw\n", b"encoding: raw\noldmin: 0\nold max: 9\n", "bad-scaling"),
+    "centimetres": ("x.mha", b"NDims = 3\n", b"NDims = 3\nDistanceUnits = cm\n", "units"),
+    "metres": ("x.nrrd", b"encoding: raw\n", b'encoding: raw\nspace units: "m" "m" "m"\n', "units"),
+    "spacing negative": ("x.mha", b"ElementSpacing = 0.75", b"ElementSpacing = -0.75", "bad-spacing"),
+    "spacing twice": ("x.nrrd", b"encoding: raw\n", b"encoding: raw\nspacings: 1 1 1\n", "bad-affine"),
+    "long directions": ("x.mha", b"Matrix = 0.9553", b"Matrix = 1.9553", "bad-affine"),
+    "shear": ("x.mha", b"Matrix = 0.95533648912560598 0.29552020666133955", b"Matrix = 1 0", "shear"),
+    "shear NRRD": (
+        "x.nrrd",
+        b"directions: (0.71650236684420454,0.22164015499600465,",
+        b"directions: (0.75,0,",
+        "shear",
+    ),
+    "singular": ("x.nrrd", b"(0,0,-2.5)", b"(0,0,0)", "bad-spacing"),
+    "four numbers of origin": ("x.nrrd", b"(-10.5,", b"(-10.5,1,", "bad-affine"),
+    "comma for a sign": ("x.mha", b"0 0 -1", b"0 0 ,1", "bad-affine"),
+    "bracket for a sign": ("x.nrrd", b"(0,0,-2.5)", b"(0,0,)2.5)", "bad-affine"),
     "NaN": ("x.mha", VOXELS.T.astype("<f4").tobytes()[:4], b"\0\0\xc0\x7f", "non-finite-voxels"),
 }
 
@@ -127,7 +211,7 @@ def test_a_doubtful_header_is_refused(fault: str, tmp_path: Path) -> None:
     assert refused.value.code == code
 
 
-@pytest.mark.parametrize("name", ["../x.raw", "/tmp/x.raw", "below/x.raw", "x%d.raw 1 6 1", "LIST", ".hidden"])
+@pytest.mark.parametrize("name", ["../x.raw", "..", "/tmp/x.raw", "below/../x.raw", "x%d.raw 1 6 1", "LIST", ".hidden"])
 @pytest.mark.parametrize("header", ["x.mhd", "x.nhdr"])
 def test_voxels_lie_in_one_file_beside_their_header(header: str, name: str, tmp_path: Path) -> None:
     write(tmp_path / header)
@@ -149,7 +233,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "x.raw").symlink_to("y.raw")
     for name, code in {
         "link.mhd": "not-a-file",
-        "folder.mha": "no-dicom",
+        "folder.mha": "not-a-file",
         "pipe.nrrd": "not-a-file",
         "x.mhd": "not-a-file",
         "absent.mha": "unreadable",

@@ -8,10 +8,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from test_dicom import CANARY, header, write
 
 from pipelines.phantom import patient
 from surm_seg import predict, prepare, train
-from surm_seg.volume import Grid
+from surm_seg.volume import Grid, read_image, read_labels, stem
 
 TEST_WORDS = ["--image_size", "64", "--precision", "float32", "--workers", "0", "--batch_size", "2", "--quiet"]
 
@@ -83,7 +85,7 @@ def test_what_cannot_be_predicted_writes_nothing(
         ([], 2, "Give both --run"),
         (["--run", str(tmp_path), "--input", str(volume)], 3, "is not a run folder"),
         (["--run", str(run), "--input", str(tmp_path / "absent")], 3, "There is no"),
-        (["--run", str(run), "--input", str(run)], 3, "holds no .nii"),
+        (["--run", str(run), "--input", str(run)], 3, "holds no volume"),
         (["--run", str(run), "--input", str(volume), "--output", str(volume.parent)], 2, "where the inputs are"),
     ]
     for words, status, message in cases:
@@ -122,3 +124,64 @@ def test_a_run_whose_backbone_changed_is_refused(
     volume = write_nifti(tmp_path / "a.nii.gz", patient(78).image[:, :, :2])
     assert predict.main(["--run", str(copy), "--input", str(volume), "--output", str(tmp_path / "out")]) == 3
     assert "are not those that" in capsys.readouterr().err
+
+
+def test_a_dicom_series_comes_back_as_nifti_and_as_segmentation(run: Path, tmp_path: Path) -> None:
+    """The manifest names nobody; the key, readable by its owner alone, knows which folder it was."""
+    (tmp_path / "in" / "Doe").mkdir(parents=True)
+    series = write(tmp_path / "in" / "Doe" / "ct", [header(k) for k in range(4)])
+    words = ["--run", str(run), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--quiet"]
+    assert predict.main(words) == 0
+    (mask,) = (tmp_path / "out").glob("series-*.nii.gz")
+    found, again = read_labels(mask), read_labels(mask.with_name(f"{stem(mask)}.dcm"))
+    assert found.grid.matches(read_image(series).grid) and again.grid.matches(found.grid)
+    np.testing.assert_array_equal(found.lps(), again.lps())
+    manifest, key = ((tmp_path / "out" / name) for name in ("manifest.json", "case_key.json"))
+    assert json.loads(key.read_text()) == {mask.name: str(series)} and key.stat().st_mode & 0o777 == 0o600
+    assert "Doe" not in manifest.read_text() and CANARY not in manifest.read_text()
+    written = mask.stat().st_mtime_ns
+    assert predict.main(words) == 0 and mask.stat().st_mtime_ns == written
+    mask.with_name(f"{stem(mask)}.dcm").unlink()
+    assert predict.main(words) == 0 and mask.stat().st_mtime_ns > written
+
+
+def test_other_file_formats_give_the_same_mask(
+    run: Path, tmp_path: Path, write_nifti: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = patient(79)
+    nifti = write_nifti(tmp_path / "a" / "x.nii.gz", made.image[:, :, :3], made.affine)
+    (tmp_path / "b").mkdir()
+    sitk.WriteImage(sitk.ReadImage(str(nifti)), str(tmp_path / "b" / "x.nrrd"))
+    for name in "ab":
+        words = ["--input", str(tmp_path / name), "--output", str(tmp_path / f"{name}-out"), "--quiet"]
+        assert predict.main(["--run", str(run), *words]) == 0
+    first, second = (read_labels(tmp_path / f"{name}-out" / "x.nii.gz") for name in "ab")
+    assert first.grid.matches(second.grid)
+    np.testing.assert_array_equal(first.lps(), second.lps())
+    shutil.copy(nifti, tmp_path / "b")
+    assert predict.main(["--run", str(run), "--input", str(tmp_path / "b"), "--output", str(tmp_path / "out")]) == 3
+    assert "Several inputs would be written as x.nii.gz" in capsys.readouterr().err
+
+
+def test_other_options_are_another_prediction(run: Path, tmp_path: Path, write_nifti: Callable[..., Path]) -> None:
+    """A finished case is kept only where the same would be computed again."""
+    volume = write_nifti(tmp_path / "x.nii.gz", patient(80).image[:, :, 20:23])
+    words = ["--run", str(run), "--input", str(volume), "--output", str(tmp_path / "out"), "--quiet"]
+    seen = []
+    for options in ([], [], ["--tta", "flip", "--keep-largest"]):
+        assert predict.main([*words, *options]) == 0
+        manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+        seen.append((manifest["options"], manifest["cases"][0]["seconds"]))
+    assert seen[0] == seen[1]
+    assert seen[2][0] == {"tta": "flip", "keep_largest": True}
+
+
+def test_a_volume_unlike_the_training_cases_is_said_aloud(
+    run: Path, tmp_path: Path, write_nifti: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = patient(81).image[:, :, 20:24]
+    volume = write_nifti(tmp_path / "x.nii.gz", image, np.diag([-3.0, -3.0, 25.0, 1.0]))
+    assert predict.main(["--run", str(run), "--input", str(volume), "--output", str(tmp_path / "out")]) == 0
+    assert "25 mm" in capsys.readouterr().out
+    (warning, *_) = json.loads((tmp_path / "out" / "manifest.json").read_text())["cases"][0]["warnings"]
+    assert "25 mm" in warning

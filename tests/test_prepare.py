@@ -20,6 +20,7 @@ from surm_seg.cases import Dataset
 from surm_seg.cli import Reporter
 from surm_seg.errors import BadInput
 from surm_seg.labels import SYNAPSE
+from surm_seg.lock import held
 from surm_seg.prepare import PrepareConfig, main, plan, prepare
 from surm_seg.volume import read_image, read_labels
 
@@ -138,7 +139,7 @@ def test_preparing_again_with_bad_input_keeps_the_old_data_set(btcv: Path, tmp_p
     new.verify()
     case = new.case("case0005")
     np.testing.assert_array_equal(case.grid.restore(np.asarray(case.image)), voxels(50)[0])
-    assert sorted(path.name for path in out.iterdir()) == ["case_key.json", "cases", "dataset.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["case_key.json", "cases", "dataset.json", "sheet.png"]
 
 
 def test_a_first_run_of_bad_cases_only_leaves_nothing(btcv: Path, tmp_path: Path) -> None:
@@ -265,7 +266,7 @@ def test_a_disk_that_fills_up_leaves_no_half_case(btcv: Path, tmp_path: Path, ca
 
 
 def test_two_runs_on_one_folder_do_not_mix(btcv: Path, tmp_path: Path) -> None:
-    with command._locked(tmp_path / "out"), pytest.raises(BadInput, match=f"process {os.getpid()}"):
+    with held(tmp_path / "out", "prepared"), pytest.raises(BadInput, match=f"process {os.getpid()}"):
         prepare(PrepareConfig(source=str(btcv), output=tmp_path / "out", workers=1), Reporter(True))
     assert run(btcv, "--output", tmp_path / "out") == 0
 

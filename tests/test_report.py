@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from surm_seg import slices as by_slice
 from surm_seg.report import COLUMNS, Row, dice_table, score_pair, summarise, write_scores
+from surm_seg.slices import slice_rows
 
 LABELS = ["liver", "aorta"]
 SPACING = (5.0, 1.0, 2.0)
@@ -54,6 +56,27 @@ def test_cases_csv_is_long_form_with_empty_cells_for_undefined(rows: list[Row], 
     assert absent["dice"] == absent["nsd"] == absent["hd95_mm"] == "" and absent["volume_error_ml"] == "0.0"
     assert absent["reference_empty"] == absent["prediction_empty"] == "true"
     assert found["b", "aorta", "samed-2023"]["dice"] == "0.0"
+
+
+def test_slices_csv_has_a_line_per_slice_and_organ_that_either_side_shows(tmp_path: Path) -> None:
+    slices = slice_rows(label_map(3, 2), label_map(6, 0), LABELS, SPACING, "a")
+    write_scores(tmp_path, [], slices)
+    with open(tmp_path / "slices.csv", newline="") as file:
+        liver, aorta = csv.DictReader(file)
+    assert tuple(liver) == by_slice.COLUMNS
+    assert (liver["case"], liver["organ"], liver["z"], float(liver["dice"])) == (
+        "a",
+        "liver",
+        "1",
+        pytest.approx(2 / 3),
+    )
+    assert (liver["reference_pixels"], liver["reference_mm2"], liver["predicted_mm2"]) == ("6", "12.0", "6.0")
+    assert (aorta["organ"], aorta["dice"], aorta["reference_mm2"], aorta["predicted_pixels"]) == (
+        "aorta",
+        "0.0",
+        "0.0",
+        "2",
+    )
 
 
 def test_rows_of_one_reference_share_their_data_hash(rows: list[Row]) -> None:
@@ -114,7 +137,7 @@ def test_a_write_that_fails_leaves_no_part_of_a_file(rows: list[Row], tmp_path: 
     (tmp_path / "summary.json").mkdir()
     with pytest.raises(OSError):
         write_scores(tmp_path, rows)
-    assert {path.name for path in tmp_path.iterdir()} == {"cases.csv", "summary.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"cases.csv", "slices.csv", "summary.json"}
 
 
 def test_the_table_names_organs_and_shows_both_protocols(rows: list[Row]) -> None:

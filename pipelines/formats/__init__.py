@@ -19,7 +19,7 @@ import yaml
 from surm_seg.cases import SPLITS
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.labels import SYNAPSE, LabelMap, read_table
-from surm_seg.volume import ENDINGS, stem
+from surm_seg.volume import stem, volumes_in
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.1  # of the cases, where neither the layout nor the user gives a split
 
@@ -84,6 +84,7 @@ class Source:
     Args:
         organs: label value = position + 1.
         public: case names may be shown and stored.
+        spacing_known: whether the voxel sizes of the files are the patients'.
         benchmark_test: cases that must not be used for training or selection.
     """
 
@@ -91,6 +92,7 @@ class Source:
     organs: tuple[str, ...]
     cases: tuple[SourceCase, ...]
     public: bool = False
+    spacing_known: bool = True
     benchmark_test: frozenset[str] = frozenset()
 
 
@@ -152,15 +154,14 @@ def label_map(labels: str, known: Mapping[int, str] | None, source: Path) -> Lab
 
 
 def volumes(folder: Path) -> dict[str, Path]:
-    """NIfTI files of a folder by their name without .nii(.gz), in order; hidden files (macOS `._x`) are not data."""
-    if not folder.is_dir():
-        return {}
+    """NIfTI, NRRD and MetaImage files of a folder by their name without the ending, in order."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.lower().endswith(ENDINGS):
+    for path in volumes_in(folder) if folder.is_dir() else ():
+        if path.is_dir():
             continue
         if stem(path) in found:
-            raise BadInput("ambiguous", f"{folder} holds {stem(path)} as .nii and as .nii.gz; keep one of them.")
+            other = found[stem(path)].name
+            raise BadInput("ambiguous", f"{folder} holds {path.name} and {other}, one case twice; keep one of them.")
         found[stem(path)] = path
     return found
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipelines.formats import LabelFile, Options, Source, SourceCase, label_map, volumes
 from surm_seg.cases import SPLITS
 from surm_seg.errors import BadConfig, BadInput
-from surm_seg.labels import LabelMap
+from surm_seg.labels import LabelMap, read_table
 from surm_seg.volume import label_names
 
 NAME = "totalsegmentator"
@@ -38,7 +38,7 @@ def read(source: Path, options: Options) -> Source:
     splits = _meta_splits(source)
     cases, organs = [], ()
     for subject in _subjects(source, options.image or IMAGE):
-        labels = (_multi_label(subject / options.label, options),) if options.label else _binary_files(subject, options)
+        labels = (multi_label(subject / options.label, options),) if options.label else _binary_files(subject, options)
         organs = labels[0].map.names
         cases.append(SourceCase(subject.name, subject / (options.image or IMAGE), labels, splits.get(subject.name)))
     untold = [case.name for case in cases if splits and case.split is None]
@@ -53,15 +53,17 @@ def _subjects(source: Path, image: str) -> list[Path]:
     return sorted(folder for folder in source.glob("*/") if (folder / image).is_file())
 
 
-def _multi_label(path: Path, options: Options) -> LabelFile:
-    """A file with all organs, read by its own class table or by --classes."""
+def multi_label(path: Path, options: Options) -> LabelFile:
+    """A file with all organs: what its values mean is told by --classes, by itself, or by the table of --labels."""
     own = label_names(path)
     if options.classes is None:
+        if own is None and options.labels not in (None, "synapse"):
+            return LabelFile(path, read_table(Path(options.labels)))
         if own is None:
             raise BadInput(
                 "class-table",
-                f"{path} does not say which class table it uses; give --classes v1 (104 classes) or v2 (117 classes), "
-                "or a file with a class table in its header.",
+                f"{path} does not say what its values mean; give --labels TABLE.yaml, or for TotalSegmentator's "
+                "classes --classes v1 (104 classes) or v2 (117 classes).",
             )
         known = own
     else:

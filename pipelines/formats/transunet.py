@@ -2,8 +2,8 @@
 
 The arrays keep the CT window scaled to [0, 1] and say neither how they lie in the patient nor how large a voxel is. How
 they lie is read from the organs (`orientation`), case by case. How large a voxel is cannot be known: the volumes are
-written with voxels of 1 mm whose unit is declared unknown, and the manifest's format says so. Distances in mm and
-volumes in mL of such data mean nothing; Dice and distances in voxels do.
+written with voxels of 1 mm whose unit is declared unknown, and the prepared cases have no spacing: distances in mm and
+volumes in mL are undefined for them, Dice and distances in voxels are not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from surm_seg.volume import Grid, replacing, write_labels
 
 NAME = "transunet"
 LAYOUT = "train_npz/case0005_slice000.npz and test_vol_h5/case0001.npy.h5, or one of them"
-FORMAT = f"{NAME} (spacing unknown, 1 mm assumed)"  # in the manifest, and so in run.json and the model card
 SLICES, VOLUMES = "train_npz", "test_vol_h5"
 LISTS = ("lists", "lists_Synapse")
 LISTED = {SLICES: ("train.txt", ".npz"), VOLUMES: ("test_vol.txt", ".npy.h5")}
@@ -72,12 +71,12 @@ def read(source: Path, options: Options) -> Source:
     twice = sorted(slices.keys() & volumes.keys())
     if twice:
         raise BadInput("ambiguous", f"{source} holds {_name(twice[0])} in {SLICES} and in {VOLUMES}; keep one.")
-    stored = {case.number: case for case in (*slices.values(), *volumes.values())}
+    stored = slices | volumes
     benchmark = BENCHMARK.issuperset(stored)
-    test = {*volumes, *(TEST & stored.keys() if benchmark else ())}
+    test = {*volumes, *(TEST if benchmark else ())}
     splits = dict.fromkeys(test, "test")
     if benchmark:
-        train = sorted(set(stored) - TEST - test)
+        train = sorted(set(stored) - test)
         val = random.Random(options.seed).sample(train, min(VAL_CASES, len(train) // 4))
         splits |= {n: "val" if n in val else "train" for n in train}
     raw = label_map(options.labels or "synapse", CLASSES, source)
@@ -90,15 +89,14 @@ def read(source: Path, options: Options) -> Source:
         generate = None if fresh else partial(_generate, case, folder, options.classes, inputs)
         cases.append(SourceCase(_name(n), image, (LabelFile(label, raw),), splits.get(n), generate))
     public = all(n in BENCHMARK or len(str(n)) <= MAX_PUBLIC_DIGITS for n in stored)
-    held_out = frozenset(map(_name, test | (TEST if benchmark else frozenset())))
-    return Source(FORMAT, raw.names, tuple(cases), public, benchmark_test=held_out)
+    held_out = frozenset(map(_name, test))
+    return Source(NAME, raw.names, tuple(cases), public, spacing_known=False, benchmark_test=held_out)
 
 
 def _slices(folder: Path) -> dict[int, Stored]:
     """Training cases by number, their slices from 0 up in order."""
     found: dict[int, dict[int, Path]] = {}
-    for path, numbers in _named(folder, r"case(\d+)_slice(\d+)\.npz", "case0005_slice000.npz"):
-        case, number = numbers
+    for path, (case, number) in _named(folder, r"case(\d+)_slice(\d+)\.npz", "case0005_slice000.npz"):
         if number in found.setdefault(case, {}):
             other = found[case][number].name
             raise BadInput("ambiguous", f"{path} and {other} are both slice {number} of {_name(case)}; remove one.")
@@ -162,7 +160,7 @@ def _generate(case: Stored, folder: Path, classes: str | None, inputs: str) -> N
     grid = _grid((values.shape[1], values.shape[2], values.shape[0]), lies)
     header = grid.header()
     header.set_data_dtype(np.int16)
-    header["descrip"] = FORMAT.encode()
+    header["descrip"] = b"spacing unknown, 1 mm assumed"
     voxels = nib.Nifti1Image(hu.transpose(1, 2, 0), None, header)
     with replacing(image) as file, gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
         packed.write(voxels.to_bytes())
@@ -173,7 +171,7 @@ def _generate(case: Stored, folder: Path, classes: str | None, inputs: str) -> N
         "slices_rows_columns_grow_to": lies.axcodes,
         "orientation": lies.sure,
         "witnesses": lies.agreeing,
-        "spacing": "not in the files; written as 1 mm, so distances in mm and volumes in mL mean nothing",
+        "spacing": "not in the files; written as 1 mm",
     }
     with replacing(note) as file:
         file.write(json.dumps(understood, indent=1).encode() + b"\n")
@@ -181,8 +179,7 @@ def _generate(case: Stored, folder: Path, classes: str | None, inputs: str) -> N
 
 def _grid(shape: tuple[int, int, int], lies: Orientation) -> Grid:
     """Axes (row, column, slice) as they lie, in voxels of 1 whose unit is declared unknown."""
-    affine = np.zeros((4, 4))
-    affine[3, 3] = 1
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
     slices, rows, columns = lies.axcodes
     for axis, code in enumerate((rows, columns, slices)):
         world = next(n for n, ends in enumerate(("LR", "PA", "IS")) if code in ends)
@@ -216,7 +213,7 @@ def _npz(path: Path) -> tuple[str, np.ndarray, np.ndarray]:
         raise BadInput("not-npz", sentence) from error
     if size > MAX_SLICE_BYTES:
         raise BadInput("too-large", f"{path} unpacks to {size:,} bytes; a slice has at most 512 x 512 pixels.")
-    _check_arrays(path, image.shape, label.shape, image.dtype, label.dtype, rank=2)
+    _check_arrays(path, image, label, rank=2)
     return str(path), image, label
 
 
@@ -231,7 +228,7 @@ def _h5(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
                 raise KeyError("image, label")
             if any(data.is_virtual or data.external for data in (image, label)):
                 raise BadInput("not-hdf5", f"{path} keeps its arrays in other files; store them in it.")
-            _check_arrays(path, image.shape or (), label.shape or (), image.dtype, label.dtype, rank=3)
+            _check_arrays(path, image, label, rank=3)
             if (voxels := prod(image.shape)) > MAX_VOXELS:
                 raise BadInput("too-large", f"{path} announces {voxels:,} voxels, over {MAX_VOXELS:,}; crop it.")
             # Read at once: a compressed block spans many slices and would be unpacked for each of them.
@@ -242,14 +239,14 @@ def _h5(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         raise BadInput("not-hdf5", sentence) from error
 
 
-def _check_arrays(
-    path: Path, image: tuple[int, ...], label: tuple[int, ...], pixels: np.dtype, values: np.dtype, rank: int
-) -> None:
+def _check_arrays(path: Path, image: np.ndarray | h5py.Dataset, label: np.ndarray | h5py.Dataset, rank: int) -> None:
     """Raises BadInput unless both are numbers on one grid of square slices, slices first, of a side in SIDES."""
-    if image != label or len(image) != rank or image[-2:] not in [(side, side) for side in SIDES] or 0 in image:
+    shape, other = image.shape or (), label.shape or ()
+    if shape != other or len(shape) != rank or shape[-2:] not in [(side, side) for side in SIDES] or 0 in shape:
         expected = " or ".join(f"{'slices x ' * (rank - 2)}{side} x {side}" for side in SIDES)
-        sentence = f"{path} has an image of shape {image} and a label of shape {label}; both should be {expected}."
+        sentence = f"{path} has an image of shape {shape} and a label of shape {other}; both should be {expected}."
         raise BadInput("shape", sentence)
+    pixels, values = image.dtype, label.dtype
     if pixels.kind not in "fiu" or values.kind not in "fiub":
         raise BadInput("array-type", f"{path} stores {pixels} and {values}; image and label should be real numbers.")
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from surm_seg.backbones import weights as weight_files
 from surm_seg.backbones.base import Backbone, Decoder, Segmenter
+from surm_seg.backbones.sam_encoder import encoded
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.roles import Part
 
@@ -95,6 +96,15 @@ class MaskDecoder(modeling.MaskDecoder):
         return torch.einsum("bmc,bchw->bmhw", torch.stack(heads, 1), features)
 
 
+class ImageEncoder(modeling.ImageEncoderViT):
+    """The package's image encoder, computed as in `sam_encoder`; `checkpointing` trades time for memory there."""
+
+    checkpointing = False
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch c h w"]:
+        return encoded(self, x, checkpointing=self.checkpointing)
+
+
 class Sam(Segmenter):
     """Image encoder, prompt encoder and mask decoder under Meta's names; one mask token per class, background first.
 
@@ -104,7 +114,7 @@ class Sam(Segmenter):
     def __init__(self, size: SamSize, image_size: int, masks: int) -> None:
         super().__init__()
         grid = image_size // PATCH
-        self.image_encoder = modeling.ImageEncoderViT(
+        self.image_encoder = ImageEncoder(
             img_size=image_size,
             patch_size=PATCH,
             embed_dim=size.width,
@@ -154,6 +164,9 @@ class SamBackbone(Backbone):
     and v the same structure as the encoder's; `frozen` trains only what a new set of classes needs, the mask tokens and
     their heads. The no-mask embedding is trained unless frozen; the IoU head, point embeddings and mask down-scaler
     get no gradient in automatic segmentation and stay frozen.
+
+    Args:
+        checkpointing: compute each block of the encoder again in backward: less memory, a third more time.
     """
 
     names = tuple(SIZES)
@@ -169,9 +182,14 @@ class SamBackbone(Backbone):
         "mlp_out": Part(r"image_encoder\.blocks\.\d+\.mlp\.lin2"),
     }
 
+    def __init__(self, name: str, checkpointing: bool = False) -> None:
+        super().__init__(name)
+        self.checkpointing = checkpointing
+
     def build(self, classes: int, image_size: int, weights: str | Path) -> Sam:
         self._check_size(image_size)
         model = Sam(SIZES[self.name], image_size, masks=classes + 1)
+        model.image_encoder.checkpointing = self.checkpointing
         file = self.weights_file(weights)
         if file is not None:
             load_weights(model, weight_files.load(file), self.name, str(file), skip=CLASS_HEAD)

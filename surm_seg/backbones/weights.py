@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from surm_seg.cases import file_digest
 from surm_seg.errors import BadInput
+from surm_seg.volume import file_digest, replacing
 
 
 def cache_folder() -> Path:
@@ -50,18 +51,15 @@ def _converted(path: Path) -> Path:
     tensors = {name: value.contiguous() for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError("it holds no tensors")
-    partial = converted.with_suffix(f".{os.getpid()}.part")
     try:
         converted.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial)
-        os.replace(partial, converted)
+        with replacing(converted) as file:
+            file.write(save(tensors))  # not save_file, which leaves its own temporary file when it is killed
     except OSError as error:
         raise BadInput(
             "weights-cache",
             f"The cache {converted.parent} cannot be written; set SURM_CACHE to another folder.",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return converted
 
 
@@ -70,18 +68,13 @@ def published(url: str) -> Path:
     path = cache_folder() / url.rsplit("/", 1)[1]
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
     try:
-        with urllib.request.urlopen(url, timeout=30) as response, partial.open("wb") as out:
-            while piece := response.read(1 << 20):
-                out.write(piece)
-        os.replace(partial, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=30) as response, replacing(path) as file:
+            shutil.copyfileobj(response, file, 1 << 20)
     except (urllib.error.URLError, OSError) as error:
         raise BadInput(
             "weights-download",
             f"{url} cannot be downloaded ({error}); fetch it elsewhere and put it at {path}, or give --weights.",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path

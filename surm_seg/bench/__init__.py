@@ -14,6 +14,10 @@ BENCHMARKS = {
         "surm_seg.bench.kernel",
         "one adapted layer against the frozen one, for every structure and PEFT method",
     ),
+    "step": ("surm_seg.bench.step", "training step, forward and prediction of SAM against its own modules as SAMed"),
+    "data": ("surm_seg.bench.data", "making training slices, alone and beside the model that takes them"),
+    "metrics": ("surm_seg.bench.metrics", "Dice, HD95 and NSD of eight organs against medpy's and MONAI's"),
+    "prepare": ("surm_seg.bench.prepare", "preparing CT volumes against MONAI's transforms"),
 }
 """Name -> the module with its `Config` and `run(config) -> exit status`, and what it measures."""
 

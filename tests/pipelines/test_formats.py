@@ -300,7 +300,7 @@ def test_totalsegmentator_takes_the_split_of_its_meta_table(touch: Touch) -> Non
 def test_the_class_table_of_a_multi_label_file_is_read_or_told_never_guessed(shared_data: Path) -> None:
     case = shared_data / "ct-case-a"
     v1, v2 = "labels_total_v1_104class.nii.gz", "labels_total_v2_fast_117class.nii.gz"
-    with pytest.raises(BadInput, match=r"--classes v1 .* or a file with a class table"):
+    with pytest.raises(BadInput, match=r"give --labels TABLE.yaml, or for .* --classes v1"):
         read(case, label=v1)
     with pytest.raises(BadInput, match="not v1"):
         read(case, label=v2, classes="v1")

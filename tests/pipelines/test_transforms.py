@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.transforms import WINDOW, Input, augmentation, label_map, padded, predict_volume
+from pipelines.transforms import WINDOW, Input, augmentation, enlarged_logits, padded, predict_volume
 
 PLAIN = Input(64, WINDOW, "neighbours", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -43,7 +43,7 @@ def test_a_label_that_goes_in_comes_out(shape: tuple[int, int]) -> None:
     square = torch.from_numpy(padded(label[None])[0]).long()
     logits = torch.nn.functional.one_hot(square, 3).permute(2, 0, 1)[None].float()
     enlarged = torch.nn.functional.interpolate(logits, scale_factor=3, mode="bilinear")
-    assert np.array_equal(label_map(enlarged, *shape)[0].numpy(), label)
+    assert np.array_equal(enlarged_logits(enlarged, *shape)[0].argmax(0).numpy(), label)
 
 
 def test_a_volume_is_predicted_slice_by_slice_where_it_is() -> None:

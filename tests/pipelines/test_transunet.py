@@ -15,7 +15,6 @@ import pytest
 
 from pipelines import formats, phantom
 from pipelines.formats import Options, Source
-from pipelines.formats.transunet import FORMAT
 from pipelines.organ_axes import TABLES, orientation
 from surm_seg.cases import Dataset
 from surm_seg.cli import Reporter
@@ -23,6 +22,7 @@ from surm_seg.errors import BadConfig, BadInput
 from surm_seg.labels import SYNAPSE
 from surm_seg.nifti import UNITS_UNKNOWN
 from surm_seg.prepare import PrepareConfig, plan, prepare
+from surm_seg.report import score_pair
 
 WORLD = phantom.World(grid=(224, 224), spacing_mm=(1.4, 2.0), slices=(30, 36), no_gallbladder=0)
 TRAIN, TEST = 5, 1  # case numbers of the benchmark
@@ -123,13 +123,16 @@ def test_the_same_patients_are_prepared_as_from_the_raw_layout(
         assert [lies[2], lies[0], lies[1]] == note["slices_rows_columns_grow_to"]
 
 
-def test_the_manifest_says_that_the_spacing_is_unknown(scans: dict, tmp_path: Path) -> None:
+def test_where_the_spacing_is_unknown_distances_in_mm_are_undefined(scans: dict, tmp_path: Path) -> None:
     image, label = scans[TEST]
     write(tmp_path / "in", TEST, image, values(label, "transunet"))
     dataset = made(tmp_path / "in", tmp_path / "out")
-    assert dataset.format == FORMAT and "spacing unknown" in FORMAT
-    assert dataset.cases[0].grid.xyzt_units == UNITS_UNKNOWN
-    assert "mean nothing" in json.loads((tmp_path / "out/source/notes/case0001.json").read_text())["spacing"]
+    case = dataset.cases[0]
+    assert case.spacing is None and case.label is not None
+    assert case.grid.xyzt_units == UNITS_UNKNOWN
+    rows = score_pair(case.label, case.label, dataset.labels, case.spacing, case.id)
+    assert {row.score.hd95_mm for row in rows} == {row.score.reference_ml for row in rows} == {None}
+    assert {row.score.dice for row in rows if not row.score.absent} == {1.0}
 
 
 def test_slices_of_512_pixels_are_read_too(scans: dict, tmp_path: Path) -> None:
