@@ -156,8 +156,9 @@ class Segmentation(Task):
         return self.criterion.loss_of(sums)
 
     def _answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits, and the labels at their resolution."""
-        logits = self.model(self.input.pixels(batch["image"])).float()
+        """Logits in float32 at least, and the labels at their resolution."""
+        logits = self.model(self.input.pixels(batch["image"]))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.config.loss_at == "image":
             size = (self.config.image_size, self.config.image_size)
             logits = nn.functional.interpolate(logits, size, mode="bilinear")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,11 +16,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from surm_seg import SurmConfig, cli
-from surm_seg.errors import BadConfig, BadInput
+from surm_seg.errors import BadConfig
 from surm_seg.lora import PREFIX, Lora, read_lora
 from surm_seg.structures import Generators, Structure, names, within
 from surm_seg.tuner import WHOLE
-from surm_seg.volume import replacing, sync_folder
+from surm_seg.whole_folder import appearing, free
 
 BAD_FIT = 0.5
 """Mean relative error above which a conversion is not worth having: a quarter of the energy may be gone."""
@@ -112,7 +110,7 @@ def convert(config: ConvertConfig) -> int:
         raise BadConfig("convert-budget", f"--budget {config.budget} must be 1 parameter or more.")
     path, device, reporter = Path(config.adapter), cli.device_named(config.device), cli.Reporter(config.quiet)
     writes = len(families) == 1 and not config.dry_run
-    output = _free(config.output or _beside(path, families[0])) if writes else None
+    output = free(config.output or _beside(path, families[0]), "convert") if writes else None
     lora = read_lora(path, config.alpha)
     spent = sum(factors.parameters for factors in lora.factors.values())
     budget = config.budget or spent
@@ -193,20 +191,9 @@ def write(output: Path, lora: Lora, fit: Fit) -> None:
     for module, generators in fit.generators.items():
         for name, value in generators.items():
             tensors[f"{PREFIX}{module}.surm_generators.{WHOLE}_{name}"] = value.contiguous()
-    partial = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        partial.mkdir(parents=True)
+    with appearing(output, "convert") as partial:
         config.save_pretrained(str(partial))
-        with replacing(partial / SAFETENSORS_WEIGHTS_NAME) as file:
-            file.write(save(tensors, {"format": "pt"}))
-        os.replace(partial, output)
-        sync_folder(output.parent)
-    except OSError as error:
-        raise BadInput(
-            "convert-write", f"{output} cannot be written ({error.strerror}); give another --output."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (partial / SAFETENSORS_WEIGHTS_NAME).write_bytes(save(tensors, {"format": "pt"}))
 
 
 def _options(fit: Fit) -> dict[str, Any]:
@@ -236,14 +223,6 @@ def _families(config: ConvertConfig) -> list[str]:
 def _beside(path: Path, family: str) -> Path:
     path = path.resolve()
     return path.with_name(f"{path.name if path.is_dir() else path.stem}-{family}")
-
-
-def _free(output: Path) -> Path:
-    """The folder, absent or empty; raises BadConfig where it holds anything."""
-    output = output.resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadConfig("convert-output", f"--output {output} exists and is not an empty folder; choose another.")
-    return output
 
 
 if __name__ == "__main__":

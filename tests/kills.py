@@ -1,14 +1,9 @@
-"""Kill a process at random moments of its saves, and see each time what the next start finds.
-
-`python kills.py saving|training FOLDER KILLS` prints JSON: how many steps were lost at most, and where kills struck.
-"""
+"""Kill a process at random moments of its saves, and see each time what the next start finds."""
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +17,10 @@ from surm_seg.checkpoint import checkpoints, load_checkpoint, save_checkpoint, s
 from surm_seg.engine import EngineConfig, fit
 from surm_seg.lock import held
 
+FORK = multiprocessing.get_context("fork")  # importing everything anew for every kill would take minutes
+
 Say = Callable[[int], object]
+Work = Callable[[Path, int, Say], None]
 
 
 def newest(run: Path) -> int:
@@ -46,54 +44,43 @@ def training(run: Path, steps: int, say: Say) -> None:
     fit(Line(), config, run, seed=3, device="cpu", resume=resume, report=lambda record: say(int(record["step"]) - 1))
 
 
-def child(work: Callable[[Path, int, Say], None], run: Path, steps: int) -> tuple[int, int]:
-    """Start the work in a process of its own; returns its number, and the pipe it writes to what it says."""
-    reading, writing = os.pipe()
-    process = os.fork()
-    if not process:
-        status = 1
-        try:
-            with held(run, "trained"):
-                work(run, steps, lambda step: os.write(writing, f"{step}\n".encode()))
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    return process, reading
+def alone(work: Work, run: Path, steps: int, pipe: int) -> None:
+    """What the process does that is killed: it works, and writes to the pipe what it has to say."""
+    torch.set_num_threads(1)
+    with held(run, "trained"):
+        work(run, steps, lambda step: os.write(pipe, f"{step}\n".encode()))
 
 
 def stage(run: Path) -> str:
-    """How far the killed process was, told from what it left."""
+    """How far a killed process was, told from what it left."""
     for partial in (run / "checkpoints").glob(".step-*.new.part"):
         files = [path for path in partial.iterdir() if not path.name.startswith(".")]
         return f"{len(files)} files written"
     return "deleting an old one" if list((run / "checkpoints").glob(".*.old.part")) else "between saves"
 
 
-def main(work: Callable[[Path, int, Say], None], run: Path, kills: int) -> dict[str, object]:
-    """Strike `kills` times, within two paces of a step after each start; then let a training come to its end."""
-    rng = np.random.default_rng(0)
-    steps, pace, lost = 4 * kills, 0.05, 0
-    stages: Counter[str] = Counter()
+def kill(work: Work, run: Path, steps: int, kills: int) -> tuple[int, Counter[str]]:
+    """Start the work and kill it, within two paces of a step, so many times.
+
+    Returns how many steps that had been saved were lost at most, and where the kills struck.
+    """
+    rng, pace, lost, stages = np.random.default_rng(0), 0.05, 0, Counter[str]()
     while stages.total() < kills:
-        process, pipe = child(work, run, steps if work is training else sys.maxsize)
-        said = os.read(pipe, 100)
+        reading, writing = os.pipe()
+        process = FORK.Process(target=alone, args=(work, run, steps, writing))
+        process.start()
+        os.close(writing)
+        said = os.read(reading, 100)
         begun = time.monotonic()
         time.sleep(rng.uniform(0, 2 * pace))
-        os.kill(process, signal.SIGKILL)
-        assert os.WIFSIGNALED(os.waitpid(process, 0)[1]), "it ended before the kill"
-        said = [int(line) for line in (said + os.read(pipe, 10**6)).split()]
-        os.close(pipe)
-        pace = (pace + (time.monotonic() - begun) / len(said)) / 2
+        process.kill()
+        process.join()
+        assert process.exitcode == -9, f"it ended by itself after {stages.total()} kills"
+        steps_said = [int(line) for line in (said + os.read(reading, 10**6)).split()]
+        os.close(reading)
+        pace = (pace + (time.monotonic() - begun) / len(steps_said)) / 2
         stages[stage(run)] += 1
-        lost = max(lost, said[-1] - newest(run))
+        lost = max(lost, steps_said[-1] - newest(run))
         with held(run, "looked at"):
-            assert not list(run.rglob(".*.part"))
-    if work is training:
-        assert os.waitpid(child(work, run, steps)[0], 0)[1] == 0
-    return {"kills": kills, "lost": lost, "stages": stages}
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(json.dumps(main({"saving": saving, "training": training}[sys.argv[1]], Path(sys.argv[2]), int(sys.argv[3]))))
+            assert not list(run.rglob(".*.part")), "what the kill left was not swept at the next start"
+    return lost, stages

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from surm_seg.checkpoint import checkpoints, load_checkpoint, save_checkpoint, sweep
+from surm_seg.checkpoint import checkpoints, load_checkpoint, save_checkpoint, set_damaged_aside, sweep
 from surm_seg.errors import BadInput, Corrupt
 
 FILES = {"model": {"w": torch.arange(6.0).reshape(2, 3)}, "empty": {}}
@@ -26,23 +26,36 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
 def test_a_flipped_byte_is_found(tmp_path: Path, name: str) -> None:
-    path = save_checkpoint(tmp_path, 1, FILES, {}) / name
-    content = bytearray(path.read_bytes())
-    content[0 if name == "state.json" else -1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(Corrupt):
-        load_checkpoint(path.parent)
+    path = save_checkpoint(tmp_path, 1, FILES, {"best_score": 0.5}) / name
+    content = path.read_bytes()
+    for position in range(len(content)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(Corrupt):
+            load_checkpoint(path.parent)
 
 
-def test_a_partial_one_is_never_chosen_and_is_swept(tmp_path: Path) -> None:
+def test_a_partial_one_is_never_chosen(tmp_path: Path) -> None:
     kept = [save_checkpoint(tmp_path, step, FILES, {}) for step in (1, 2, 3)]
-    (tmp_path / ".step-00000004.99.part").mkdir()
+    (tmp_path / ".step-00000004.99.new.part").mkdir()
     assert checkpoints(tmp_path) == kept
     sweep(tmp_path, keep=2)
-    assert sorted(tmp_path.iterdir()) == kept[1:]
+    assert checkpoints(tmp_path) == kept[1:]
     (kept[2] / "model.safetensors").unlink()
     with pytest.raises(Corrupt, match="delete it and resume again"):
         load_checkpoint(kept[2])
+
+
+def test_damaged_ones_are_set_aside_down_to_the_newest_sound_one(tmp_path: Path) -> None:
+    one, two, three = (save_checkpoint(tmp_path, step, FILES, {}) for step in (1, 2, 3))
+    assert set_damaged_aside(tmp_path) == []
+    for path in (two, three):
+        (path / "state.json").write_text("{}")
+    assert set_damaged_aside(tmp_path) == [tmp_path / f"damaged-{path.name}" for path in (three, two)]
+    assert checkpoints(tmp_path) == [one]
+    (one / "state.json").unlink()
+    with pytest.raises(Corrupt, match=r"No checkpoint in .* is whole \(step-00000001\)"):
+        set_damaged_aside(tmp_path)
+    assert checkpoints(tmp_path) == [one]
 
 
 def test_a_folder_that_cannot_be_written_keeps_what_was_there(tmp_path: Path) -> None:
@@ -50,3 +63,9 @@ def test_a_folder_that_cannot_be_written_keeps_what_was_there(tmp_path: Path) ->
     with pytest.raises(BadInput, match="cannot be written"):
         save_checkpoint(tmp_path / "file", 1, FILES, {})
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_that_has_vanished_is_not_made_anew(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="No such file"):
+        save_checkpoint(tmp_path / "run" / "checkpoints", 1, FILES, {})
+    assert not (tmp_path / "run").exists()

@@ -127,8 +127,8 @@ def window_attention(
         keys = nn.functional.pad(keys, (0, 1))
         lone = nn.functional.pad(padding[1], (0, height + width))
         lone = torch.cat([lone, lone.new_ones(len(lone), 1)], -1)  # (heads, c'): the one key for all padded ones
-        keys = torch.cat([keys, lone[None, :, None].expand(len(keys), -1, 1, -1)], 2)
-        v = torch.cat([v, padding[2][None, :, None].expand(len(v), -1, 1, -1)], 2)
+        keys = torch.cat([keys, lone[None, :, None].expand(keys.shape[0], -1, 1, -1)], 2)
+        v = torch.cat([v, padding[2][None, :, None].expand(v.shape[0], -1, 1, -1)], 2)
     found = attend(torch.cat(queries, -1).flatten(2, 3), keys, v)
     return windows.joined(found.transpose(1, 2).flatten(2, 3))
 

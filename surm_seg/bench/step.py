@@ -150,8 +150,8 @@ def _without_gradients(setting: Setting, config: Config, task: Any, batch: Batch
     """Compare the logits of all models while their deltas are zero; then measure forward passes and predictions."""
     pixels = task.input.pixels(batch["image"].to(setting.device))
     precisions: list[Precision] = ["float32", *(p for p in config.precisions if p != "float32")]
-    runs: dict[Key, Any] = {(MERGED, precision): setting.finished_run(task, precision) for precision in precisions}
-    runs |= {(REFERENCE, precision): setting.as_run(setting.reference(), precision) for precision in precisions}
+    runs: dict[Key, Any] = {(REFERENCE, p): setting.as_run(setting.reference(), p) for p in precisions}
+    runs |= {(MERGED, p): setting.finished_run(task, p) for p in precisions}
     forwards = {key: setting.forward(run.model, key[1], pixels) for key, run in runs.items()}
     logits = {label: forward() for (label, precision), forward in forwards.items() if precision == "float32"}
     for structure in config.structures:

@@ -1,0 +1,156 @@
+"""Batches on many machines: an engine whose items are tasks of a Ray cluster.
+
+All machines share a file system and have this package installed. An item whose machine is lost is worked on again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from surm_seg import cli
+from surm_seg.errors import BadConfig, BadInput
+from surm_seg.pool import Engine, Outcome, attempt
+
+MAX_RETRIES = 3  # of one item: after that many lost machines, it may be the item that brings them down
+REACH_S = 15  # Ray itself would ask an address for minutes
+PATIENCE_S = 300  # without any machine to work on; an autoscaler has started one by then
+STORE_BYTES = 2**27  # Ray's own choice is a third of the memory; what is sent here are paths
+
+
+@dataclass
+class Options(cli.Common):
+    """Where a command works on its cases.
+
+    Args:
+        engine: local is this machine; ray makes every case a task of a Ray cluster, whose machines share the file
+            system and have this package.
+        ray_address: HOST:PORT of a running cluster, or auto for the one this machine belongs to; default is to start
+            Ray on this machine, for as long as the command runs.
+    """
+
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+
+    def shared(self, path: Path) -> Path:
+        """The path as tasks are given it: they may run in another folder of another machine."""
+        return path.absolute() if self.engine == "ray" else path
+
+
+@contextmanager
+def engine_of(
+    options: Options, local: Engine, output: Path, *, workers: int | None = None, gpu: bool = False
+) -> Iterator[Engine]:
+    """The engine that the options name; what had to be started for it ends with the block.
+
+    Args:
+        local: the engine of this machine.
+        output: folder the work writes to; what lost machines were writing there (`.*.part`) is removed at the end.
+        workers: tasks at a time of a Ray that is started here; default is one per CPU.
+        gpu: give each task a GPU, where the cluster has any.
+
+    Raises:
+        BadConfig: an address without --engine ray, or Ray is not installed.
+        BadInput: no cluster answers at the address, or it has no machine left.
+    """
+    if options.engine == "local":
+        if options.ray_address is not None:
+            raise BadConfig("ray-address", "--ray_address names a Ray cluster; give --engine ray with it.")
+        yield local
+        return
+    with ExitStack() as ending:
+        ending.callback(_sweep, output)
+        _connect(options.ray_address, workers, ending)
+        yield partial(_spread, gpu)
+
+
+def _connect(address: str | None, workers: int | None, ending: ExitStack) -> None:
+    """Join the cluster at an address, or start Ray on this machine and nowhere else."""
+    cli.offline()
+    if address is None:
+        # The only way to keep Ray's servers to loopback; it has no effect where Ray was imported before.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        scratch = ending.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+        where = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        where |= {"address": "local", "_temp_dir": scratch, "_node_ip_address": "127.0.0.1"}
+    else:
+        where = {"address": address}
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        sentence = f"--engine ray needs the package {error.name}: pip install 'surm-seg[cluster]'."
+        raise BadConfig("cluster-extra", sentence) from error
+    terminated = signal.getsignal(signal.SIGTERM)
+    try:
+        if address is not None:
+            _reach(address)
+        ending.callback(ray.shutdown)
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:  # nothing there, another version, not an address
+        what = f"No Ray cluster can be used at {address}" if address else "Ray cannot be started on this machine"
+        raise BadInput("ray-address", f"{what} ({str(error).splitlines()[0]}); check --ray_address.") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminated)  # Ray takes it, and would exit with another status
+
+
+def _reach(address: str) -> None:
+    """Raises ConnectionError where no server of Ray's protocol answers."""
+    import grpc
+
+    if address == "auto" or os.environ.get("RAY_USE_TLS") == "1":  # known to be here; needs certificates
+        return
+    with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=REACH_S)
+        except grpc.FutureTimeoutError as error:
+            raise ConnectionError(f"no answer in {REACH_S} s") from error
+
+
+def _spread(gpu: bool, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Outcome]:
+    """An engine on the cluster that this process has joined. Retries are ours, not Ray's, which does not tell them."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    gpus = int(gpu and ray.cluster_resources().get("GPU", 0) >= 1)
+    task, sent = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(attempt), ray.put(work)
+    running = {task.remote(sent, number, item): Outcome(number) for number, item in enumerate(items)}
+    while running:
+        done, _ = ray.wait(list(running), timeout=PATIENCE_S)
+        if not done and ray.cluster_resources().get("CPU", 0) < 1:
+            sentence = f"The cluster has had no machine with a CPU for {PATIENCE_S} s; finished cases are kept."
+            raise BadInput("ray-machines", f"{sentence} Start one, and repeat the command.")
+        for ref in done:
+            before = running.pop(ref)
+            try:
+                yield replace(ray.get(ref), retries=before.retries)
+            except RayTaskError as error:
+                raise _cause(error) from error
+            except RayError:  # its worker, or the whole machine, is gone
+                if before.retries == MAX_RETRIES:
+                    sentence = f"{MAX_RETRIES + 1} machines were lost while working on it; check their memory."
+                    yield replace(before, error=BadInput("machine-lost", sentence))
+                else:
+                    again = task.remote(sent, before.number, items[before.number])
+                    running[again] = replace(before, retries=before.retries + 1)
+
+
+def _cause(error: Any) -> Exception:
+    """What a task raised, which `attempt` did not expect."""
+    if isinstance(error.cause, ImportError) or "failed to import" in str(error):
+        return BadConfig("ray-package", "A machine of the cluster lacks this version of surm-seg; install it on all.")
+    return error.cause
+
+
+def _sweep(folder: Path) -> None:
+    for leftover in folder.rglob(".*.part"):
+        leftover.unlink(missing_ok=True)
