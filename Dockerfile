@@ -16,7 +16,7 @@ RUN if [ "$DEVICE" = cpu ]; then \
     && pip install --constraint /src/constraints.txt /src \
     && rm -rf /src
 
-USER surm
+USER 10001
 WORKDIR /home/surm
 ENTRYPOINT ["surm-seg"]
 CMD ["--help"]

@@ -1,5 +1,6 @@
 # make demo: train and score on generated patients. make test: every check. make soak: the hardest ones at full size
-# (50,000 drawn NIfTI headers, a CT of 512 x 512 x 800), half an hour. All install what they need into .venv.
+# (50,000 drawn NIfTI headers, a CT of 512 x 512 x 800, 400 kills in mid-save), half an hour. All install what they need
+# into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -14,6 +15,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m pytest
 
 soak: .venv/installed-dev

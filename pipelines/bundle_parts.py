@@ -77,7 +77,7 @@ class VolumeInferer(Inferer):
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """(batch, 1, x, y, z) -> the same shape, uint8."""
-        model = Trained(network, self.input, self.labels, self.precision, {}, ())
+        model = Trained(network, self.input, self.labels, self.precision, {})
         found = torch.empty_like(inputs, dtype=torch.uint8, device="cpu")
         for volume, result in zip(inputs[:, 0], found[:, 0], strict=True):
             labels: UInt8[np.ndarray, "z y x"] = model(volume.numpy(force=True).astype(np.int16).T)

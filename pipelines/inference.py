@@ -34,6 +34,7 @@ class Trained:
         precision: float32 or bfloat16, as it was trained and scored.
         facts: run.json.
         mirrored: the class that stands for each class where left and right are exchanged.
+        knows_mirrors: whether it was trained on mirrored slices.
     """
 
     model: nn.Module
@@ -41,7 +42,8 @@ class Trained:
     labels: tuple[str, ...]
     precision: str
     facts: dict[str, Any]
-    mirrored: tuple[int, ...]
+    mirrored: tuple[int, ...] = ()
+    knows_mirrors: bool = False
 
     @torch.inference_mode()
     def __call__(
@@ -111,8 +113,16 @@ def load_run(run: Path, device: str) -> Trained:
     if facts["adapter_sha256"] != _adapter_digests(run):
         raise Corrupt("adapter-digest", f"{run / 'adapter'} has changed since it was written; restore it.")
     model = merged(base, run / "adapter")
-    mirrored = mirrored_classes(labels, config.augment == "samed")
-    return Trained(model.to(device).eval(), input_of(config, backbone), labels, stored["precision"], facts, mirrored)
+    knows_mirrors = config.augment == "samed"
+    return Trained(
+        model.to(device).eval(),
+        input_of(config, backbone),
+        labels,
+        stored["precision"],
+        facts,
+        mirrored_classes(labels, knows_mirrors),
+        knows_mirrors,
+    )
 
 
 def base_digest(base: nn.Module, backbone: backbones.Backbone, config: Config) -> str:

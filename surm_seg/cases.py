@@ -157,6 +157,14 @@ class Dataset:
             case.verify()
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether the dataset.json of a folder is ours, of whatever version; nnU-Net data has one of its own."""
+    try:
+        return str(json.loads((folder / "dataset.json").read_bytes())["schema"]).startswith("surm-seg/")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def case_of(dataset: Path, record: Mapping[str, Any]) -> Case:
     """A manifest entry as a case under this data set; raises ValueError, KeyError or TypeError when it is none."""
     if not CASE_ID.fullmatch(record["id"]) or record["split"] not in SPLITS:

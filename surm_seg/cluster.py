@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -22,7 +23,7 @@ from surm_seg.errors import BadConfig, BadInput
 from surm_seg.pool import Engine, Outcome, attempt
 
 MAX_RETRIES = 3  # of one item: after that many lost machines, it may be the item that brings them down
-REACH_S = 15  # Ray itself would ask an address for minutes
+REACH_S = 10  # Ray itself would ask an address for minutes
 PATIENCE_S = 300  # without any machine to work on; an autoscaler has started one by then
 STORE_BYTES = 2**27  # Ray's own choice is a third of the memory; what is sent here are paths
 
@@ -48,13 +49,13 @@ class Options(cli.Common):
 
 @contextmanager
 def engine_of(
-    options: Options, local: Engine, output: Path, *, workers: int | None = None, gpu: bool = False
+    options: Options, local: Engine, *written: Path, workers: int | None = None, gpu: bool = False
 ) -> Iterator[Engine]:
     """The engine that the options name; what had to be started for it ends with the block.
 
     Args:
         local: the engine of this machine.
-        output: folder the work writes to; what lost machines were writing there (`.*.part`) is removed at the end.
+        written: folders the work writes to; what lost machines left there (`.*.part`) is removed at the end.
         workers: tasks at a time of a Ray that is started here; default is one per CPU.
         gpu: give each task a GPU, where the cluster has any.
 
@@ -68,7 +69,7 @@ def engine_of(
         yield local
         return
     with ExitStack() as ending:
-        ending.callback(_sweep, output)
+        ending.callback(_sweep, written)
         _connect(options.ray_address, workers, ending)
         yield partial(_spread, gpu)
 
@@ -80,7 +81,7 @@ def _connect(address: str | None, workers: int | None, ending: ExitStack) -> Non
         # The only way to keep Ray's servers to loopback; it has no effect where Ray was imported before.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         scratch = ending.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
-        where = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        where: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         where |= {"address": "local", "_temp_dir": scratch, "_node_ip_address": "127.0.0.1"}
     else:
         where = {"address": address}
@@ -93,11 +94,13 @@ def _connect(address: str | None, workers: int | None, ending: ExitStack) -> Non
     try:
         if address is not None:
             _reach(address)
-        ending.callback(ray.shutdown)
         ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+        ending.callback(ray.shutdown)
     except (OSError, RuntimeError, ValueError) as error:  # nothing there, another version, not an address
-        what = f"No Ray cluster can be used at {address}" if address else "Ray cannot be started on this machine"
-        raise BadInput("ray-address", f"{what} ({str(error).splitlines()[0]}); check --ray_address.") from error
+        what, mend = f"No Ray cluster can be used at {address}", "check --ray_address"
+        if address is None:
+            what, mend = "Ray cannot be started on this machine", "use --engine local"
+        raise BadInput("ray-address", f"{what} ({str(error).split('. ')[0]}); {mend}.") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminated)  # Ray takes it, and would exit with another status
@@ -130,18 +133,19 @@ def _spread(gpu: bool, work: Callable[[Any], Any], items: Sequence[Any]) -> Iter
             sentence = f"The cluster has had no machine with a CPU for {PATIENCE_S} s; finished cases are kept."
             raise BadInput("ray-machines", f"{sentence} Start one, and repeat the command.")
         for ref in done:
-            before = running.pop(ref)
+            lost = running.pop(ref)
             try:
-                yield replace(ray.get(ref), retries=before.retries)
+                outcome = replace(ray.get(ref), retries=lost.retries)
             except RayTaskError as error:
                 raise _cause(error) from error
-            except RayError:  # its worker, or the whole machine, is gone
-                if before.retries == MAX_RETRIES:
-                    sentence = f"{MAX_RETRIES + 1} machines were lost while working on it; check their memory."
-                    yield replace(before, error=BadInput("machine-lost", sentence))
-                else:
-                    again = task.remote(sent, before.number, items[before.number])
-                    running[again] = replace(before, retries=before.retries + 1)
+            except RayError as error:  # its process, or the whole machine, is gone
+                if lost.retries < MAX_RETRIES:
+                    again = task.remote(sent, lost.number, items[lost.number])
+                    running[again] = replace(lost, retries=lost.retries + 1)
+                    continue
+                sentence = f"its process was lost {MAX_RETRIES + 1} times ({type(error).__name__}); check the memory."
+                outcome = replace(lost, error=BadInput("machine-lost", sentence))
+            yield outcome
 
 
 def _cause(error: Any) -> Exception:
@@ -151,6 +155,6 @@ def _cause(error: Any) -> Exception:
     return error.cause
 
 
-def _sweep(folder: Path) -> None:
-    for leftover in folder.rglob(".*.part"):
-        leftover.unlink(missing_ok=True)
+def _sweep(folders: Sequence[Path]) -> None:
+    for leftover in [path for folder in folders for path in folder.rglob(".*.part")]:
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

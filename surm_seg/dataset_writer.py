@@ -117,6 +117,9 @@ def write_dataset(
         if key is not None:
             _write_json(files.enter_context(replacing(dataset / "case_key.json", 0o600)), dict(key))
         _put_in_place(dataset, splits)
+    for folder in (dataset / "cases").iterdir():
+        if folder.name not in splits:  # a case that is no longer asked for
+            shutil.rmtree(folder)
     return Dataset.open(dataset)
 
 

@@ -56,9 +56,7 @@ def write(file: BinaryIO, labels: np.ndarray, names: Sequence[str], series: Seri
     """
     refuse = refusing(series.path)
     assert labels.shape == series.header.shape and labels.dtype == np.uint8 and labels.max() <= len(names)
-    for name in names:
-        if not (0 < len(name) <= MAX_NAME and name.isprintable() and name == name.strip() and "\\" not in name):
-            raise BadInput("organ-name", f"{name[:80]!r} cannot name a DICOM segment; use 1 to 64 plain characters.")
+    check_names(names)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -105,6 +103,13 @@ def _sources(series: Series, refuse: Refuse) -> list[pydicom.Dataset]:
         for keyword, value in (*common.items(), ("SOPInstanceUID", instance)):
             setattr(one, keyword, value)
     return found
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises BadInput for an organ that cannot be a segment's label."""
+    for name in names:
+        if not (0 < len(name) <= MAX_NAME and name.isprintable() and name == name.strip() and "\\" not in name):
+            raise BadInput("organ-name", f"{name[:80]!r} cannot name a DICOM segment; use 1 to 64 plain characters.")
 
 
 def _valid(dataset: pydicom.Dataset, keyword: str) -> bool:

@@ -135,6 +135,6 @@ def _all_reached() -> Iterator[None]:
             raise
         raise SurmError(
             "process-lost",
-            "Another process of this run has ended; what it said stands above. The newest checkpoint is intact: "
-            "go on with --resume.",
+            "Another process of this run has ended; what it said, if anything, stands above. Checkpoints are intact: "
+            "mend that, and go on with --resume.",
         ) from error

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from surm_seg import cli
-from surm_seg.cases import Dataset, case_of
+from surm_seg.cases import Dataset, case_of, is_prepared
 from surm_seg.checkpoint import checkpoints, load_checkpoint
 from surm_seg.errors import BadConfig, BadInput, Corrupt, SurmError
 from surm_seg.pool import run_all
@@ -105,7 +105,7 @@ def doctor(config: DoctorConfig) -> int:
 def _cases(config: DoctorConfig, scratch: Path) -> list[tuple[str, Callable[[], Any]]]:
     """Name and work of every case; raises BadInput where there is none."""
     source, examine = Path(config.source), importlib.import_module("pipelines.examination").examine
-    if _is_prepared(source):
+    if is_prepared(source):
         dataset = Dataset.open(source)
         return [(case.id, partial(examine, case, dataset.labels)) for case in dataset.cases]
     jobs: list[tuple[str, Job, Callable[[], None] | None]]
@@ -218,14 +218,6 @@ def _run_record(run: Path) -> dict[str, Any]:
         raise BadInput("no-run", f"{run} is not a run folder (it has no run.json); give --run RUN.") from error
     except (ValueError, TypeError) as error:
         raise Corrupt("run-unreadable", f"{run / 'run.json'} is damaged; restore it.") from error
-
-
-def _is_prepared(folder: Path) -> bool:
-    """Whether the dataset.json of a folder is ours; nnU-Net data has one of its own."""
-    try:
-        return str(json.loads((folder / "dataset.json").read_bytes())["schema"]).startswith("surm-seg/")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 if __name__ == "__main__":

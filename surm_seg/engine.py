@@ -152,7 +152,7 @@ def fit(
     task.model.to(place)
     trained = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    state = TrainingState(folder, trained, optimizer, config.accumulate, ranks.count)
+    state = TrainingState(folder, trained, optimizer, config.accumulate, ranks)
     if resume:
         state.restore()
     precision = ranks.told(lambda: fast_precision(place)) if config.precision == "auto" else config.precision
@@ -182,7 +182,7 @@ def fit(
                 report(record)
                 if over or cut or state.step % config.checkpoint_every == 0:
                     state.save()
-            if cut:
+            if over or cut:
                 ranks.wait()  # a launcher ends all when one has ended: not before the checkpoint is there
             if cut and not over:
                 raise KeyboardInterrupt
@@ -221,7 +221,7 @@ def _step(
 
 def _in_memory(gradient: BatchGradient, batch: Batch, config: EngineConfig, state: TrainingState) -> float:
     """Loss and gradient; where memory is short, once more in half the micro-batch, which then stays."""
-    most = config.batch_size // state.processes
+    most = config.batch_size // state.ranks.count
     for again in (True, False):
         try:
             return gradient(batch, state.step, min(state.parts, most))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import affine_transform
 
-from surm_seg import cli
+from surm_seg import cli, cluster
 from surm_seg.errors import BadConfig, BadInput, SurmError
-from surm_seg.labels import LabelMap, label_tables
+from surm_seg.labels import LabelMap, label_table, label_tables, numbered
 from surm_seg.matching import Pair, match, with_images
 from surm_seg.metrics import NSD_TOLERANCE_MM, PROTOCOLS
+from surm_seg.pool import Outcome, say_retries, threads
 from surm_seg.report import Row, dice_table, write_scores
 from surm_seg.report_page import Views, write_report
-from surm_seg.scored import Scored, forget, keep, kept, key_of, score_case
+from surm_seg.scored import FOLDER, Scored, forget, keep, kept, key_of, score_case
 from surm_seg.volume import Grid, Volume, digest, read_grid, read_image, read_labels, replacing, stem
 
 MAX_NAMED = 8  # files named where none has a counterpart
-DETACHED = (".nhdr", ".mhd")  # headers whose voxels lie in another file: their digest does not tell what they are
 
 
 @dataclass
-class EvaluateConfig(cli.Common):
+class EvaluateConfig(cluster.Options):
     """Score predicted label maps against references.
 
     Args:
@@ -40,12 +40,12 @@ class EvaluateConfig(cli.Common):
         reference: the same; files of equal name belong together, two single files always do.
         image: the CT or a folder of them, matched likewise, to draw the outlines on in the report.
         labels: synapse, or a YAML file `value: organ` (an empty organ is background; `other:` makes background of all
-            values that are not listed), for both sides.
+            values that are not listed), for both sides; predictions of `predict` and of a run know their own numbers.
         reference_labels: the same for the reference, where its values mean something else; the organs must be the same.
         protocols: recommended, samed-2023 or both.
         nsd_tolerance: mm within which two surfaces agree.
         resample: bring a prediction on another grid to the reference's by nearest neighbour, instead of refusing it.
-        workers: threads; default is one per CPU.
+        workers: threads; default is one per CPU. A running Ray cluster uses the CPUs it has.
         keep_names: use file names as case names; they may identify patients.
     """
 
@@ -79,17 +79,20 @@ def evaluate(config: EvaluateConfig) -> int:
     """Run a parsed command; a failed case is listed and never stops the others."""
     prediction, reference = _checked(config)
     reporter = cli.Reporter(config.quiet)
-    tables = label_tables(config.labels, config.reference_labels)
+    organs = predicted_organs(prediction)
+    ours = numbered(organs) if organs else label_table(config.labels)
+    tables = label_tables(ours, label_table(config.reference_labels or config.labels))
     output = _output(config, prediction)
     pairs, unpaired = _cases(prediction, reference, config, reporter)
     workers = config.workers or os.cpu_count() or 1
-    scoring = partial(
-        _score_case, output=output, tables=tables, known=kept(output), threads=max(1, workers // len(pairs))
-    )
+    per_case = 1 if config.engine == "ray" else max(1, workers // len(pairs))
+    scoring = partial(_score_case, output=output, tables=tables, known=kept(output), threads=per_case)
     title, body = ("checking", _check_grids) if config.dry_run else ("scoring", scoring)
-    with ThreadPoolExecutor(min(workers, len(pairs))) as pool:
-        outcomes = pool.map(partial(_outcome, body, config=config), pairs)
-        finished = list(reporter.track(outcomes, title, len(pairs)))
+    local = partial(threads, min(workers, len(pairs)))
+    with cluster.engine_of(config, local, output / FOLDER, workers=config.workers) as engine:
+        outcomes = list(reporter.track(engine(partial(_outcome, body, config=config), pairs), title, len(pairs)))
+    say_retries(outcomes, reporter)
+    finished = [_result(outcome, pairs) for outcome in sorted(outcomes, key=lambda outcome: outcome.number)]
     failures = [outcome for outcome in finished if isinstance(outcome, Failure)]
     for failure in failures:
         print(f"error [{failure.code}]: {stem(failure.pair.prediction)}: {failure.sentence}", file=sys.stderr)
@@ -116,6 +119,20 @@ def evaluate(config: EvaluateConfig) -> int:
     reporter.say(dice_table(summary))
     reporter.say(f"{good} scored; report.html, cases.csv, slices.csv and summary.json in {output}")
     return cli.SOME_CASES_FAILED if failures else 0
+
+
+def predicted_organs(prediction: Path) -> tuple[str, ...]:
+    """What label maps that `predict` or a run wrote number 1, 2, ...; () for others.
+
+    A run numbers organs in its own order, whatever values the label table of its data began with.
+    """
+    folder = prediction if prediction.is_dir() else prediction.parent
+    for record in (folder / "manifest.json", folder.parent / "run.json"):
+        try:
+            return tuple(map(str, json.loads(record.read_text())["labels"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return ()
 
 
 def _cases(prediction: Path, reference: Path, config: EvaluateConfig, reporter: cli.Reporter) -> tuple[list[Pair], int]:
@@ -149,14 +166,14 @@ def _checked(config: EvaluateConfig) -> tuple[Path, Path]:
         raise BadConfig("nsd-tolerance", f"--nsd_tolerance {config.nsd_tolerance} must be a number of mm from 0 up.")
     if config.workers is not None and config.workers < 1:
         raise BadConfig("workers", f"--workers {config.workers} must be 1 or more.")
-    return config.prediction, config.reference
+    return config.shared(config.prediction), config.shared(config.reference)
 
 
 def _output(config: EvaluateConfig, prediction: Path) -> Path:
     """Where the scores go; raises BadConfig where they would mix with a prepared data set, whose key they share."""
     folder = (prediction if prediction.is_dir() else prediction.parent).resolve().parent
     # config.yaml: the folder of a training run, whose scores are its own.
-    output = config.output or folder / ("evaluation" if (folder / "config.yaml").exists() else "scores")
+    output = config.shared(config.output or folder / ("evaluation" if (folder / "config.yaml").exists() else "scores"))
     if (output / "dataset.json").exists():
         raise BadConfig("output", f"{output} holds a data set; choose another --output.")
     return output
@@ -167,6 +184,12 @@ def _write_key(folder: Path, pairs: Sequence[Pair]) -> None:
     key = {pair.case: [pair.prediction.name, pair.reference.name] for pair in pairs}
     with replacing(folder / "case_key.json", 0o600) as file:
         file.write(json.dumps(key, indent=1).encode() + b"\n")
+
+
+def _result(outcome: Outcome, pairs: Sequence[Pair]) -> Any:
+    """What came of a case, also where none of the machines that worked on it came back."""
+    error = outcome.error
+    return outcome.value if error is None else Failure(pairs[outcome.number], error.code, str(error))
 
 
 def _outcome(body: Callable[..., Any], pair: Pair, config: EvaluateConfig) -> Any:
@@ -204,7 +227,7 @@ def _score_case(
 ) -> Scored:
     """Score a case and record it, or take the record of the same files, options and tables."""
     key = _key(pair, config, tables)
-    scored = None if key is None or key not in known else known[key].named(pair.case)
+    scored = known[key].named(pair.case) if key in known else None
     if scored is None:
         prediction, reference, grid = _label_maps(pair, config, tables)
         scored = score_case(
@@ -217,22 +240,19 @@ def _score_case(
             nsd_tolerance=config.nsd_tolerance,
             workers=threads,
         )
-    if key is not None:
-        try:
-            keep(output, pair.case, key, scored)
-        except OSError as error:
-            sentence = f"{output} cannot be written ({error.strerror}); choose --output or free space."
-            raise BadInput("output", sentence) from error
+    try:
+        keep(output, pair.case, key, scored)
+    except OSError as error:
+        sentence = f"{output} cannot be written ({error.strerror}); choose --output or free space."
+        raise BadInput("output", sentence) from error
     return scored
 
 
-def _key(pair: Pair, config: EvaluateConfig, tables: tuple[LabelMap, LabelMap]) -> str | None:
-    """What a case is recorded under; None for files whose digest does not tell their voxels."""
-    files = pair.prediction, pair.reference
-    if any(file.name.lower().endswith(DETACHED) for file in files):
-        return None
+def _key(pair: Pair, config: EvaluateConfig, tables: tuple[LabelMap, LabelMap]) -> str:
+    """What a case is recorded under."""
     meanings = [[table.names, sorted(table.raw.items()), table.others] for table in tables]
-    return key_of([*map(digest, files), meanings, config.protocols, config.nsd_tolerance, config.resample])
+    files = digest(pair.prediction), digest(pair.reference)
+    return key_of([*files, meanings, config.protocols, config.nsd_tolerance, config.resample])
 
 
 def _label_maps(
@@ -277,7 +297,9 @@ def _image(pair: Pair, config: EvaluateConfig) -> np.ndarray:
 def _onto(grid: Grid, labels: Volume) -> Volume:
     """The label map on another grid, each voxel the nearest one's value and background beyond the edge."""
     to_source = np.linalg.inv(labels.grid.affine) @ grid.affine
-    return Volume(affine_transform(labels.voxels, to_source, output_shape=grid.shape, order=0), grid)
+    # Not `constant`, which takes the outer half of the border voxels for the outside.
+    voxels = affine_transform(labels.voxels, to_source, output_shape=grid.shape, order=0, mode="grid-constant")
+    return Volume(voxels, grid)
 
 
 def _described(grid: Grid) -> str:
@@ -285,4 +307,4 @@ def _described(grid: Grid) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(importlib.import_module("surm_seg.evaluate").main())  # by its name, under which other machines know it

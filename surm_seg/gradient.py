@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -52,13 +53,14 @@ class BatchGradient:
             sums = [self._sums(piece, step, part) for part, piece in enumerate(pieces)]
         total = self.ranks.sum(torch.stack([s.detach() for s in sums]).sum(0)).requires_grad_()
         loss = self.task.loss_of(total)
-        if bool(loss.isfinite()):
+        value = float(loss.detach())
+        if math.isfinite(value):
             (slope,) = torch.autograd.grad(loss, total)
             with self._all_in_memory():
                 for part, piece in enumerate(pieces):
                     (sums[0] if len(pieces) == 1 else self._sums(piece, step, part)).backward(slope)
             self.ranks.sum_gradients(self.trained)
-        return float(loss.detach())
+        return value
 
     def _sums(self, piece: Batch, step: int, part: int) -> Tensor:
         state = np.random.SeedSequence([self.seed, 2, step, self.ranks.index, part]).generate_state(1, np.uint64)

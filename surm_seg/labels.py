@@ -6,7 +6,7 @@ organs in other orders, so organs are matched by name everywhere and never by po
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,19 +113,17 @@ def read_table(path: Path, classes: Mapping[int, str] | None = None) -> LabelMap
 def label_table(name: str) -> LabelMap:
     """The table `synapse`, or that of a YAML file; raises BadConfig."""
     if name == "synapse":
-        return LabelMap(SYNAPSE, dict(enumerate(SYNAPSE, 1)))
+        return numbered(SYNAPSE)
     return read_table(Path(name))
 
 
-def label_tables(prediction: str, reference: str | None) -> tuple[LabelMap, LabelMap]:
-    """The tables of two label maps to compare, with one order of organs; raises BadConfig where the organs differ.
+def numbered(organs: Sequence[str]) -> LabelMap:
+    """The table of a label map that numbers these organs 1, 2, ..., as prepared data and predictions do."""
+    return LabelMap(tuple(organs), dict(enumerate(organs, 1)))
 
-    Args:
-        prediction: for `label_table`.
-        reference: the same; None for the prediction's.
-    """
-    ours = label_table(prediction)
-    theirs = ours if reference is None else label_table(reference)
+
+def label_tables(ours: LabelMap, theirs: LabelMap) -> tuple[LabelMap, LabelMap]:
+    """The tables of two label maps to compare, with one order of organs; raises BadConfig where the organs differ."""
     apart = sorted(set(ours.names) ^ set(theirs.names))
     if apart:
         sentence = f"The label tables of both sides must name the same organs; only one of them has {apart[:5]}."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
 from surm_seg.errors import BadInput
-from surm_seg.volume import bare_name, stem, volumes_in
+from surm_seg.volume import bare_name, is_dicom, stem, volumes_in
 
 MAX_PUBLIC_DIGITS = 4  # img0001 numbers a volume of a data set; longer numbers may be a patient's
 
@@ -43,7 +44,7 @@ def match(prediction: Path, reference: Path, *, keep_names: bool = False) -> tup
                 left_over.append(f"not scored, because their names are ambiguous: {_listed([*ours, *theirs])}")
             else:
                 left_over.append(f"not scored, because there is no counterpart: {(*ours, *theirs)[0]}")
-    public = {name: f"case{name}" for name in found if _is_public(name)}
+    public = {name: f"case{name}" for name, files in found.items() if _is_public(name, files)}
     free = (case for case in (f"case{n:03d}" for n in count(1)) if case not in public.values())
     pairs = []
     for name, (ours, theirs) in found.items():
@@ -69,15 +70,20 @@ def with_images(pairs: Sequence[Pair], image: Path) -> tuple[list[Pair], list[st
     return found, left_over + [f"not drawn, because it belongs to no case: {_listed(own)}" for own in images.values()]
 
 
-def _is_public(name: str) -> bool:
-    return name.isascii() and name.isdigit() and len(name) <= MAX_PUBLIC_DIGITS
+def _is_public(name: str, files: Iterable[Path]) -> bool:
+    """Whether a number is a data set's, as img0001 says; a bare one may be a patient's."""
+    numbered = name.isascii() and name.isdigit() and len(name) <= MAX_PUBLIC_DIGITS
+    return numbered and any(re.match("(img|label|case)", file.name, re.IGNORECASE) for file in files)
 
 
 def _volumes(path: Path) -> Mapping[str, list[Path]]:
     """The label maps that a file or folder stands for, by the part of their name that identifies the case."""
     if not path.exists():
         raise BadInput("no-volumes", f"There is no {path}; give a label map or a folder of them.")
-    return _by_name(file for file in (volumes_in(path) if path.is_dir() else [path]) if file.is_file())
+    if path.is_file():
+        return _by_name([path])
+    files = [file for file in volumes_in(path) if file.is_file()]
+    return _by_name(files or sorted(file for file in path.glob("*.dcm") if is_dicom(file)))
 
 
 def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:

@@ -21,6 +21,7 @@ from surm_seg.grid import header_of
 from surm_seg.stream import GZIP_OR_ZLIB, Refuse, Stream, refusing, regular_file
 
 ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
+DETACHED = (".nhdr", ".mhd")  # headers whose voxels may lie in another file
 MAX_HEADER_BYTES = 2**20  # of text before the voxels; segmentations of 3D Slicer with 100 segments take 60 kB
 
 # Names of the stored types, in either format -> numpy type.

@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 from surm_seg import cli
 from surm_seg.errors import BadInput, SurmError
 
-PRELOADED = ["surm_seg.prepare"]
-"""What the tasks need, imported once and shared by all workers."""
+PRELOADED = ["surm_seg.dataset_writer", "surm_seg.pictures"]
+"""What the tasks need, imported once and shared by all workers; never a command, which may be running as __main__."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def attempt(work: Callable[[Any], Any], number: int, item: Any) -> Outcome:
     except OSError as error:
         where = error.filename or "while writing"
         return Outcome(number, error=BadInput("disk", f"{error.strerror} ({where}); free space or check rights."))
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch's
+            raise
         sentence = "A case does not fit into memory; run fewer at once, or crop the volume."
         return Outcome(number, error=BadInput("memory", sentence))
 
@@ -82,15 +84,14 @@ def processes(workers: int, work: Callable[[Any], Any], items: Sequence[Any]) ->
     return _pooled(pool, work, items)
 
 
-def run_all(
-    tasks: Sequence[Callable[[], None]], title: str, workers: int, reporter: cli.Reporter, engine: Engine | None = None
-) -> None:
+def run_all(tasks: Sequence[Callable[[], None]], title: str, engine: Engine | int, reporter: cli.Reporter) -> None:
     """Run all tasks, also after one failed, so that every bad file is named on standard error; raises BadInput then.
 
     Args:
-        engine: what runs them; default is so many processes.
+        engine: what runs them; a number is as many processes of this machine.
     """
-    outcomes = (engine or partial(processes, workers))(operator.call, tasks)
+    run = partial(processes, engine) if isinstance(engine, int) else engine
+    outcomes = run(operator.call, tasks)
     finished = list(reporter.track(outcomes, title, len(tasks)))
     say_retries(finished, reporter)
     refused = [outcome.error for outcome in finished if outcome.error]
@@ -106,7 +107,7 @@ def run_all(
 def say_retries(outcomes: Sequence[Outcome], reporter: cli.Reporter) -> None:
     """A line on the machines that were lost, if any were."""
     if lost := sum(outcome.retries for outcome in outcomes):
-        reporter.say(f"note: cases were begun anew {lost} times, as the machines that worked on them were lost")
+        reporter.say(f"note: machines were lost at work; cases begun anew: {lost}")
 
 
 def _pooled(pool: Executor, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Outcome]:

@@ -2,7 +2,7 @@
 
 OUTPUT/X.nii.gz            label map of X.nii.gz, X.nrrd, ...
       /series-<digest>.nii.gz, .dcm   of a DICOM series, the second as DICOM-SEG; named by its content
-      /manifest.json       run, versions, and per case digests, volumes and warnings
+      /manifest.json       run, versions, and per case digests, volumes, warnings and retries
       /case_key.json       which folder each series was, for the user only (mode 0600)
 """
 
@@ -13,17 +13,20 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from surm_seg import cli, domain
+from surm_seg import cli, cluster, domain
+from surm_seg.dicom_seg_writer import check_names
 from surm_seg.errors import BadConfig, BadInput, SurmError
+from surm_seg.lock import held
+from surm_seg.pool import Outcome, here
 from surm_seg.provenance import provenance
 from surm_seg.volume import (
     Volume,
@@ -41,7 +44,7 @@ from surm_seg.volume import (
 
 
 @dataclass
-class PredictConfig(cli.Common):
+class PredictConfig(cluster.Options):
     """Segment volumes with a trained run.
 
     Args:
@@ -68,56 +71,59 @@ def predict(config: PredictConfig) -> int:
     """Run a parsed command; a failed case is listed and never stops the others, a finished one is not repeated."""
     if config.run is None or config.input is None:
         raise BadConfig("missing-option", "Give both --run RUN and --input FILE or FOLDER.")
-    reporter = cli.Reporter(config.quiet)
-    paths = inputs(config.input)
-    output = config.output or Path("predictions") / config.run.resolve().name
+    reporter, run = cli.Reporter(config.quiet), config.shared(config.run)
+    paths = inputs(config.shared(config.input))
+    output = config.shared(config.output or Path("predictions") / run.resolve().name)
     _check_targets(paths, output)
-    device = cli.device_named(config.device)
-    trained = importlib.import_module("pipelines.inference").load_run(config.run, device)
+    loaded.cache_clear()  # the folder may hold another run by now
+    device = config.device if config.engine == "ray" else cli.device_named(config.device)
+    trained = loaded(run, "cpu" if config.engine == "ray" else device)
     if config.dry_run:
-        outcomes = [attempt(lambda path=path: read_grid(path).shape, path) for path in paths]
-        good = [shape for shape in outcomes if isinstance(shape, tuple)]
-        reporter.say(
-            f"dry run: {len(good)} of {len(paths)} volumes, {sum(map(prod, good)) / 1e6:.1f} M voxels, to {output}"
-        )
-        return status(len(good), len(paths))
-    output.mkdir(parents=True, exist_ok=True)
+        return _dry_run(paths, output, reporter)
     options = {"tta": config.tta, "keep_largest": config.keep_largest}
     facts = {"run": trained.facts, "options": options, "precision": trained.precision, "labels": list(trained.labels)}
     done = finished(output / "manifest.json", facts)
-    cases: list[dict[str, Any]] = []
-    key: dict[str, str] = {}
-    for path in reporter.track(paths, "predicting", len(paths)):
-        outcome = attempt(lambda path=path: segment(path, output, partial(trained, **options), trained, done), path)
-        cases.append({"error": outcome} if isinstance(outcome, str) else outcome)
-        _write_json(output / "manifest.json", {**facts, "device": device, **provenance(), "cases": cases})
-        if isinstance(outcome, str):
-            continue
-        if path.is_dir():
-            key[case_name(path, outcome["input"])] = str(path)
-            _write_json(output / "case_key.json", key, 0o600)
-        for warning in outcome["warnings"]:
-            reporter.say(f"warning: {path.name}: {warning}")
-        found = ", ".join(f"{organ} {ml:.0f} mL" for organ, ml in outcome["volumes_ml"].items() if ml)
-        reporter.say(f"{path.name}: {found or 'no organ found'}")
-    good = sum("error" not in case for case in cases)
+    if config.tta == "flip" and not trained.knows_mirrors:
+        reporter.say("warning: this run was trained without mirrored slices; --tta flip makes its label maps worse")
+    if any(path.is_dir() for path in paths):
+        check_names(trained.labels)
+    work = partial(segment, output=output, run=run, device=device, options=options, done=done)
+    with held(output, "written to"), cluster.engine_of(config, here, output, gpu=device != "cpu") as engine:
+        stated = {**facts, "device": device, **provenance()}
+        record = Record(output, stated, paths, reporter, _still_there(done, output))
+        for outcome in reporter.track(engine(work, paths), "predicting", len(paths)):
+            record.add(outcome)
+    good = sum("error" not in case for case in record.cases.values())
     reporter.say(f"{good} of {len(paths)} volumes segmented; label maps and manifest.json in {output}")
     return status(good, len(paths))
 
 
+@lru_cache(maxsize=1)
+def loaded(run: Path, device: str) -> Any:
+    """The `pipelines.inference.Trained` of a run, kept by this process; raises what `load_run` does, and NoDevice."""
+    return importlib.import_module("pipelines.inference").load_run(run, cli.device_named(device))
+
+
 def segment(
-    path: Path, output: Path, model: Callable[..., np.ndarray], trained: Any, done: Mapping[str, dict[str, Any]]
+    path: Path, *, output: Path, run: Path, device: str, options: Mapping[str, Any], done: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """Write one label map; returns its entry of the manifest, the earlier one where nothing has changed."""
+    """Write one label map; returns its entry of the manifest, the earlier one where nothing has changed.
+
+    Args:
+        options: of the call of a `Trained`.
+        done: what `finished` found.
+    """
     content, start = digest(path), time.monotonic()
     name = case_name(path, content)
     files = {"output": output / name} | ({"dicom_seg": output / f"{stem(Path(name))}.dcm"} if path.is_dir() else {})
     before = done.get(content)
     if before and all(file.is_file() and file_digest(file) == before.get(role) for role, file in files.items()):
         return before
-    volume = read_image(path)
+    volume, trained = read_image(path), loaded(run, device)
     warnings = domain.differences(domain.facts_of(volume, modality(path)), trained.facts.get("fingerprint", {}))
-    found = model(volume.lps())
+    for warning in warnings:
+        print(f"warning: {path.name}: {warning}", file=sys.stderr, flush=True)  # before the work, which may take long
+    found = trained(volume.lps(), **options)
     voxels = volume.grid.restore(found)
     write_labels(files["output"], voxels, volume.grid)
     if "dicom_seg" in files:
@@ -131,6 +137,57 @@ def segment(
     }
 
 
+@dataclass
+class Record:
+    """What came of the cases so far, on the terminal and in the output folder.
+
+    Args:
+        facts: of the manifest, besides its cases.
+        earlier: input digest -> entry, of other calls; those that are not asked for again are kept.
+        cases: their entries by position.
+    """
+
+    output: Path
+    facts: Mapping[str, Any]
+    paths: Sequence[Path]
+    reporter: cli.Reporter
+    earlier: dict[str, dict[str, Any]]
+    cases: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        """Say it, and write the manifest anew, its cases in the order of the inputs."""
+        path = self.paths[outcome.number]
+        entry = _failed(path, outcome.error) if outcome.error else outcome.value
+        self.cases[outcome.number] = {"retries": outcome.retries, **entry}
+        self.earlier.pop(entry.get("input", ""), None)
+        cases = [self.cases[number] for number in sorted(self.cases)]
+        _write_json(self.output / "manifest.json", {**self.facts, "cases": [*cases, *self.earlier.values()]})
+        if outcome.error:
+            return
+        if path.is_dir():
+            key = self.output / "case_key.json"
+            known = json.loads(key.read_bytes()) if key.exists() else {}
+            _write_json(key, known | {case_name(path, entry["input"]): str(path)}, 0o600)
+        found = ", ".join(f"{organ} {ml:.0f} mL" for organ, ml in entry["volumes_ml"].items() if ml)
+        self.reporter.say(f"{path.name}: {found or 'no organ found'}")
+
+
+def _failed(path: Path, error: SurmError) -> dict[str, Any]:
+    print(f"error [{error.code}]: {path.name}: {error}", file=sys.stderr)
+    return {"error": error.code}
+
+
+def _dry_run(paths: Sequence[Path], output: Path, reporter: cli.Reporter) -> int:
+    """Read the headers, say how much there is to do, write nothing."""
+    outcomes = list(here(read_grid, paths))
+    for outcome in outcomes:
+        if outcome.error:
+            _failed(paths[outcome.number], outcome.error)
+    sizes = [prod(outcome.value.shape) for outcome in outcomes if outcome.error is None]
+    reporter.say(f"dry run: {len(sizes)} of {len(paths)} volumes, {sum(sizes) / 1e6:.1f} M voxels, to {output}")
+    return status(len(sizes), len(paths))
+
+
 def case_name(path: Path, content: str) -> str:
     """The file name of a volume's label map: the input's, or for a series, whose folder may tell the patient, a digest.
 
@@ -140,16 +197,6 @@ def case_name(path: Path, content: str) -> str:
     if path.is_dir():
         return f"series-{content[:8]}.nii.gz"
     return path.name if path.name.lower().endswith(".nii") else f"{stem(path)}.nii.gz"
-
-
-def attempt(work: Callable[[], Any], file: Path) -> Any:
-    """What the work returns, or, after a line on standard error, the code of what stopped it."""
-    try:
-        return work()
-    except (SurmError, OSError, MemoryError) as error:
-        code = error.code if isinstance(error, SurmError) else type(error).__name__
-        print(f"error [{code}]: {file.name}: {error}", file=sys.stderr)
-        return code
 
 
 def status(good: int, total: int) -> int:
@@ -170,6 +217,12 @@ def finished(manifest: Path, facts: Mapping[str, Any]) -> dict[str, dict[str, An
         return {}
 
 
+def _still_there(done: Mapping[str, dict[str, Any]], output: Path) -> dict[str, dict[str, Any]]:
+    """Those entries of a manifest whose label maps lie in the output folder unchanged."""
+    present = {file_digest(path) for path in output.glob("*.nii*")} if done else set()
+    return {content: entry for content, entry in done.items() if entry["output"] in present}
+
+
 def inputs(path: Path) -> list[Path]:
     """The volumes that a file or folder stands for; raises BadInput where there are none."""
     if not path.exists():
@@ -180,13 +233,17 @@ def inputs(path: Path) -> list[Path]:
             f"{path} holds no volume (.nii, .nii.gz, .nrrd, .mha, ...) and no DICOM series; give a folder of them."
         )
         raise BadInput("no-volumes", sentence)
+    kinds = {volume.is_dir() for volume in found}
+    if len(kinds) > 1:
+        sentence = f"{path} holds DICOM series and other volumes, maybe label maps; name the one to segment by --input."
+        raise BadInput("ambiguous", sentence)
     return found
 
 
 def _check_targets(paths: Sequence[Path], output: Path) -> None:
     """Raises BadConfig or BadInput where a label map would replace an input, or another input's label map."""
     inputs, names = {path.resolve() for path in paths}, [case_name(path, "") for path in paths if path.is_file()]
-    if any((output / name).resolve() in inputs for name in names):
+    if output.resolve() in inputs or any((output / name).resolve() in inputs for name in names):
         raise BadConfig("predict-output", f"--output {output} is where the inputs are; choose another folder.")
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
@@ -206,4 +263,4 @@ def volumes_ml(labels: np.ndarray, names: Sequence[str], volume: Volume) -> dict
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(importlib.import_module("surm_seg.predict").main())  # by its name, under which other machines know it

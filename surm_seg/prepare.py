@@ -24,21 +24,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from surm_seg import cli
-from surm_seg.cases import CASE_ID, SPLITS, Dataset
+from surm_seg import cli, cluster
+from surm_seg.cases import CASE_ID, SPLITS, Dataset, is_prepared
 from surm_seg.dataset_writer import finished, write_case, write_dataset
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.labels import LabelMap
 from surm_seg.lock import held
 from surm_seg.pictures import png, richest_slice, sheet, slice_picture
-from surm_seg.pool import run_all
+from surm_seg.pool import Engine, processes, run_all
 from surm_seg.volume import Grid, digest, read_grid, read_image, read_labels, replacing
 
 BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 
 
 @dataclass
-class PrepareConfig(cli.Common):
+class PrepareConfig(cluster.Options):
     """Options of prepare; --output defaults to data/NAME.
 
     Args:
@@ -50,7 +50,7 @@ class PrepareConfig(cli.Common):
         classes: class table of a multi-label TotalSegmentator file, v1 or v2.
         split: YAML file with lists of case names under train, val and test.
         cases: how many phantoms to generate.
-        workers: processes; default is one per CPU.
+        workers: processes; default is one per CPU. A running Ray cluster uses the CPUs it has.
         keep_names: use the source's case names as ids; they may identify patients.
         check: examine the prepared cases, and compare the Synapse benchmark with what is published about it; SOURCE may
             be a prepared data set.
@@ -104,12 +104,14 @@ def plan(config: PrepareConfig) -> Plan:
     if config.workers is not None and config.workers < 1:
         raise BadConfig("workers", f"--workers {config.workers} must be 1 or more.")
     formats = importlib.import_module("pipelines.formats")
-    output = config.output or Path("data") / Path(config.source).resolve().name
-    _check_output(output, Path(config.source))
+    place = Path(config.source)
+    place = config.shared(place) if place.exists() else place  # or a word, phantom
+    output = config.shared(config.output or Path("data") / place.resolve().name)
+    _check_output(output, place)
     wanted = {field.name: getattr(config, field.name) for field in fields(formats.Options) if field.name != "output"}
     options = formats.Options(output=output, **wanted)
     try:
-        source = formats.read(Path(config.source), config.format, options)
+        source = formats.read(place, config.format, options)
     except OSError as error:
         sentence = f"{error.filename or config.source} cannot be read ({error.strerror}); check name and rights."
         raise BadInput("source", sentence) from error
@@ -125,13 +127,17 @@ def plan(config: PrepareConfig) -> Plan:
 
 def prepare(config: PrepareConfig, reporter: cli.Reporter) -> Dataset:
     """Prepare the source and return the data set; raises BadInput naming the file that cannot be used."""
-    return carry_out(plan(config), config.workers or os.cpu_count() or 1, reporter)
+    planned = plan(config)
+    local = partial(processes, config.workers or os.cpu_count() or 1)
+    written = planned.output / "source", planned.output / "cases"
+    with cluster.engine_of(config, local, *written, workers=config.workers) as engine:
+        return carry_out(planned, engine, reporter)
 
 
-def carry_out(planned: Plan, workers: int, reporter: cli.Reporter) -> Dataset:
+def carry_out(planned: Plan, engine: Engine, reporter: cli.Reporter) -> Dataset:
     """Generate, prepare and write what the plan says; the manifest comes last. Raises BadInput."""
     try:
-        dataset = _carry_out(planned, workers, reporter)
+        dataset = _carry_out(planned, engine, reporter)
     except OSError as error:
         sentence = f"{planned.output} cannot be written ({error.strerror}); choose --output or free space."
         raise BadInput("output", sentence) from error
@@ -155,15 +161,15 @@ def contact_sheet(dataset: Dataset) -> Image.Image:
     return sheet(entries, dataset.labels)
 
 
-def _carry_out(planned: Plan, workers: int, reporter: cli.Reporter) -> Dataset:
+def _carry_out(planned: Plan, engine: Engine, reporter: cli.Reporter) -> Dataset:
     output, source = planned.output, planned.source
     generating = [case.generate for case in source.cases if case.generate]
     if not generating:
         check_space(planned, [check_headers(job) for job in planned.jobs])
     with held(output, "prepared"):
         try:
-            run_all(generating, "generating", workers, reporter)
-            run_all([partial(prepare_case, job) for job in planned.jobs], "preparing", workers, reporter)
+            run_all(generating, "generating", engine, reporter)
+            run_all([partial(prepare_case, job) for job in planned.jobs], "preparing", engine, reporter)
         finally:
             with suppress(OSError):  # not empty, or never made
                 (output / "cases").rmdir()
@@ -181,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.dry_run:
             show(plan(config), reporter)
             return 0
-        made = (Path(config.source) / "dataset.json").exists() and config.check
+        made = config.check and is_prepared(Path(config.source))
         dataset = Dataset.open(config.source) if made else prepare(config, reporter)
         if not config.check:
             return 0
@@ -267,4 +273,4 @@ def _digest(value: object) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(importlib.import_module("surm_seg.prepare").main())  # by its name, under which other machines know it

@@ -32,9 +32,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from surm_seg import cli
 from surm_seg.checkpoint import checkpoints
 from surm_seg.distributed import join
-from surm_seg.engine import EngineConfig, fast_precision, fit
+from surm_seg.engine import EngineConfig, fit
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.lock import held
+from surm_seg.precision import fast_precision
 from surm_seg.prepare import PrepareConfig, plan, prepare, show
 from surm_seg.provenance import provenance
 from surm_seg.report import dice_table
@@ -128,6 +129,7 @@ def train(task_type: ModuleType, config: TrainConfig, engine: EngineConfig, opti
         if getattr(config, name) < 0:
             raise BadConfig("seed", f"--{name} {getattr(config, name)} must not be negative.")
     ranks, _ = join(cli.device_named(config.device))
+    engine.micro_batch(ranks.count)  # for what it refuses
     run = ranks.told(lambda: config.output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.task}")
     return (_train_seeds if config.seeds else _train_one)(task_type, run, config, engine, options)
 
@@ -137,8 +139,7 @@ def _train_seeds(task_type: ModuleType, run: Path, config: TrainConfig, engine: 
     runs = {seed: run / f"seed-{seed}" for seed in range(config.seed, config.seed + config.seeds)}
     ranks, _ = join(cli.device_named(config.device))
     started = ranks.told(lambda: [folder for folder in runs.values() if config_file(folder).exists()])
-    for folder in (started or [run])[:1]:
-        stored_config(folder, config.resume)  # for what it refuses
+    ranks.told(lambda: stored_config((started or [run])[0], config.resume))  # for what it refuses
     for seed, folder in runs.items():
         one = replace(config, seed=seed, resume=folder in started)
         status = _train_one(task_type, folder, one, engine, copy.copy(options))
@@ -173,7 +174,7 @@ def _train_one(task_type: ModuleType, run: Path, config: TrainConfig, engine: En
     reporter.say(task.describe())
     facts = _plain(task.facts())
     if config.dry_run:
-        needed = task.memory_needed(engine.batch_size, own_device)
+        needed = task.memory_needed(engine.micro_batch(ranks.count), own_device)
         reporter.say(f"dry run: {engine.steps} steps of {engine.batch_size} on {device}, {engine.precision}")
         reporter.say(f"dry run: about {needed / 1e9:.1f} GB of memory for a step; nothing written")
         return cli.check_memory(needed, own_device)
@@ -220,7 +221,9 @@ def _carry_out(task: Any, run: Path, engine: EngineConfig, config: TrainConfig, 
     status = ranks.told(lambda: task.finish(run, device, reporter.track, reporter.say))
     if ranks.first and status == 0:
         record = json.loads((run / "run.json").read_text())
-        _write(run / "run.json", record | {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        done = {"steps": result.steps, "best_step": result.best_step, "accumulate": result.accumulate}
+        done |= {"processes": ranks.count, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        _write(run / "run.json", record | done)
     return status
 
 
@@ -265,6 +268,11 @@ def _progress(reporter: cli.Reporter, steps: int) -> Iterator[Callable[[Record],
             bar.update(job, completed=step, description=loss)
             if score or not (live or step % every):
                 reporter.say(f"step {step}/{steps}  {loss}  {record['seconds']:.0f} s{score}")
+            if "accumulate" in record:
+                parts = f"{record['accumulate']:.0f} parts"
+                reporter.say(f"step {step}: memory is short; from here on steps are computed in {parts}, same loss")
+            if "stopped_early" in record:
+                reporter.say(f"step {step}: stopped, as --patience asks; the validation score no longer grows")
 
         yield show
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,8 @@ def training_log(folder: Path, start: int) -> Iterator[Callable[[Record], None]]
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.writelines(f"{line}\n".encode() for line in whole if json.loads(line)["step"] <= start)
-    with path.open("a") as out, SummaryWriter(folder / "tensorboard", purge_step=start + 1) as board:
+    board = SummaryWriter(folder / "tensorboard", purge_step=start + 1)
+    with path.open("a") as out, _no_traceback_of_threads(), board:
 
         def log(record: Record) -> None:
             out.write(json.dumps({k: round(v, 6) if k != "step" else v for k, v in record.items()}) + "\n")
@@ -31,3 +33,14 @@ def training_log(folder: Path, start: int) -> Iterator[Callable[[Record], None]]
                     board.add_scalar(name, value, int(record["step"]))
 
         yield log
+
+
+@contextmanager
+def _no_traceback_of_threads() -> Iterator[None]:
+    """TensorBoard's thread prints one for a full disk, which its next call here raises as well, to be told in words."""
+    before = threading.excepthook
+    threading.excepthook = lambda failure: None if isinstance(failure.exc_value, OSError) else before(failure)
+    try:
+        yield
+    finally:
+        threading.excepthook = before

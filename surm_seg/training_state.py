@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from surm_seg.checkpoint import checkpoints, load_checkpoint, save_checkpoint, sweep
+from surm_seg.distributed import ALONE, Ranks
 from surm_seg.errors import BadConfig
 
 KEPT_CHECKPOINTS = 2
-COUNTERS = ("bad_steps", "best_score", "best_step", "stale", "parts", "draws", "processes")
+COUNTERS = ("bad_steps", "best_score", "best_step", "stale", "parts", "draws")
 
 
 class TrainingState:
@@ -21,7 +22,7 @@ class TrainingState:
 
     Args:
         parts: micro-batches that each process computes its share of a batch in.
-        processes: of this run.
+        ranks: the processes that train together; all restore what the first one finds.
     """
 
     def __init__(
@@ -30,11 +31,11 @@ class TrainingState:
         trained: dict[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         parts: int = 1,
-        processes: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.checkpoints = folder / "checkpoints"
         self.trained, self.optimizer = trained, optimizer
-        self.parts, self.processes = parts, processes
+        self.parts, self.ranks = parts, ranks
         self.step = self.bad_steps = self.best_step = self.stale = 0
         self.draws = False
         self.best_score: float | None = None
@@ -65,7 +66,8 @@ class TrainingState:
             for key, value in entry.items()
         }
         files = {"model": self.trained, "optimizer": moments, "best": self.best}
-        save_checkpoint(self.checkpoints, self.step, files, {name: getattr(self, name) for name in COUNTERS})
+        facts = {name: getattr(self, name) for name in COUNTERS}
+        save_checkpoint(self.checkpoints, self.step, files, facts | {"processes": self.ranks.count})
         sweep(self.checkpoints, KEPT_CHECKPOINTS)
 
     def restore(self) -> None:
@@ -75,7 +77,7 @@ class TrainingState:
             BadConfig: there is none; or it is of another model or version; or the model draws random numbers and
                 another number of processes would draw others.
         """
-        found = checkpoints(self.checkpoints)
+        found = self.ranks.told(lambda: checkpoints(self.checkpoints))
         if not found:
             raise BadConfig(
                 "resume-nothing", f"There is no checkpoint in {self.checkpoints} to resume; start without --resume."
@@ -83,16 +85,16 @@ class TrainingState:
         files, facts = load_checkpoint(found[-1])
         model = files["model"]
         same_shapes = {n: v.shape for n, v in model.items()} == {n: p.shape for n, p in self.trained.items()}
-        if not same_shapes or not facts.keys() >= set(COUNTERS):
+        if not same_shapes or not facts.keys() >= {*COUNTERS, "processes"}:
             raise BadConfig(
                 "resume-model",
                 f"{found[-1]} was written by another model or version; resume with the run's own configuration.",
             )
-        if facts["draws"] and facts["processes"] != self.processes:
+        if facts["draws"] and facts["processes"] != self.ranks.count:
             raise BadConfig(
                 "resume-processes",
                 f"{found[-1]} was written by {facts['processes']} processes and its model draws random numbers "
-                f"(dropout), which {self.processes} would draw differently; resume with {facts['processes']}.",
+                f"(dropout), which {self.ranks.count} would draw differently; resume with {facts['processes']}.",
             )
         with torch.no_grad():
             for name, parameter in self.trained.items():
@@ -105,6 +107,7 @@ class TrainingState:
             entries.setdefault(index[name], {})[kind] = value
         self.optimizer.load_state_dict({**content, "state": entries})
         self.step = facts["step"]
-        for name in set(COUNTERS) - {"processes"}:
+        facts["parts"] = max(self.parts, facts["parts"])  # memory may have been short
+        for name in COUNTERS:
             setattr(self, name, facts[name])
         self.best = {name: value.to(self.trained[name].device) for name, value in files["best"].items()}

@@ -39,17 +39,17 @@ def bare_name(path: Path) -> str:
 
 
 def volumes_in(folder: Path) -> list[Path]:
-    """The volumes of a folder in order: its NIfTI, NRRD and MetaImage files, or else its DICOM series.
+    """The volumes of a folder in order: its NIfTI, NRRD and MetaImage files, and its DICOM series.
 
     A series is a folder: this one, or any below it that holds DICOM files itself. What is hidden is not data: macOS
     leaves `._case.nii.gz` on shared disks.
     """
     entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     files = [path for path in entries if path.name.lower().endswith(ENDINGS)]
-    if files or any(map(is_dicom, entries)):
-        return files or [folder]
-    folders = (path for path in entries if path.is_dir() and not path.is_symlink())
-    return [series for path in folders for series in volumes_in(path) if series.is_dir()]
+    if any(map(is_dicom, entries)):
+        return [*files, folder]
+    folders = (path for path in entries if path.is_dir() and not path.is_symlink() and path not in files)
+    return [*files, *(series for path in folders for series in volumes_in(path) if series.is_dir())]
 
 
 def is_dicom(path: Path) -> bool:
@@ -61,10 +61,16 @@ def is_dicom(path: Path) -> bool:
 
 
 def digest(path: Path) -> str:
-    """SHA-256, in hexadecimal, of a volume's file, or of the files of its folder whatever they are called."""
-    if not path.is_dir():
+    """SHA-256, in hexadecimal, of a volume's file, or of several where it has several: a series, detached voxels.
+
+    The files of a series may be called anything. Raises BadInput where a header does not tell its voxels' file.
+    """
+    if path.is_dir():
+        files = sorted(file_digest(file) for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    elif path.name.lower().endswith(metaimage.DETACHED):
+        files = [file_digest(path), file_digest(metaimage.opened(path).data)]
+    else:
         return file_digest(path)
-    files = sorted(file_digest(file) for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     return hashlib.sha256("".join(files).encode()).hexdigest()
 
 

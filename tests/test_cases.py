@@ -163,6 +163,11 @@ def test_a_case_that_waits_is_dropped_when_the_one_in_place_is_asked_for(dataset
     again.verify()
 
 
+def test_a_case_that_is_no_longer_asked_for_leaves_nothing(dataset: Dataset) -> None:
+    write_dataset(dataset.folder, "folder", ORGANS, {"case000": "train"})
+    assert [path.name for path in (dataset.folder / "cases").iterdir()] == ["case000"]
+
+
 def test_a_manifest_that_cannot_be_written_leaves_the_old_data_set(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,12 +23,14 @@ import torch
 from test_engine import CONFIG, Line
 from torch import Tensor, nn
 
+from surm_seg import train
 from surm_seg.distributed import ALONE, Ranks, join, own_device
 from surm_seg.engine import EngineConfig, fit
 from surm_seg.errors import BadConfig
 from surm_seg.task import Batch, Record
 
 TORCHRUN = ["torch.distributed.run", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "--local_addr=127.0.0.1"]
+SLICES = {"batch_size": 4, "horizon": 0, "learning_rate": 1e-3}
 SLOWEST = 240
 """Seconds, on a busy machine, after which something hangs."""
 
@@ -68,6 +70,9 @@ def segmentation(folder: Path) -> Any:
 
     task = create(Config(data=str(folder / "data"), image_size=64, validate_on="none"), seed=0)
     task.model.double().register_forward_pre_hook(lambda module, inputs: tuple(x.double() for x in inputs))
+    for name, module in task.model.named_modules():
+        if name.endswith("pe_layer"):
+            module.float()  # whose grid is float32 whatever the model is
     return task
 
 
@@ -84,11 +89,12 @@ def trained(task: Any, folder: Path, steps: int, ranks: Ranks, **rest: object) -
 
 def exact(folder: Path, ranks: Ranks) -> dict[str, Any]:
     """What any number of processes must agree on."""
-    line = {
-        f"line {n}": trained(Exact(), folder / f"line{n}", 8, ranks, accumulate=n, workers=n - 1) for n in (1, 2)
+    line = {f"line {n}": trained(Exact(), folder / f"line{n}", 8, ranks, accumulate=n, workers=n - 1) for n in (1, 2)}
+    slices = {
+        f"slices {n}": trained(segmentation(folder), folder / f"slices{n}", 3, ranks, accumulate=n, **SLICES)
+        for n in (1, 2)
     }
-    slices = trained(segmentation(folder), folder / "slices", 4, ranks, batch_size=4, horizon=0)
-    return line | {"slices": slices}
+    return line | slices
 
 
 def troubled(folder: Path, ranks: Ranks) -> dict[str, Any]:
@@ -125,33 +131,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = dataclasses.replace(
         UPPER_ABDOMEN, grid=(32, 32), spacing_mm=(11.0, 12.0), slices=(10, 11), slice_mm=(14, 18)
     )
-    write(folder / "source", range(500, 503), small)
-    (folder / "split.yaml").write_text("{train: [case0002, case0003], val: [], test: [case0001]}")
+    write(folder / "source", range(500, 506), small)
+    (folder / "split.yaml").write_text(
+        "{train: [case0005, case0006], val: [], test: [case0001, case0002, case0003, case0004]}"
+    )
     words = ["--format", "synapse", "--split", str(folder / "split.yaml"), "--quiet"]
     assert prepare.main([str(folder / "source"), "--output", str(folder / "data"), *words]) == 0
     return folder
 
 
-def largest_difference(one: dict[str, Any], two: dict[str, Any]) -> float:
-    """Between losses, gradient norms and weights, relative to the largest."""
-    pairs = [(one["weights"], two["weights"])]
+def assert_equal(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Losses and gradients to 1e-9; AdamW enlarges the last digits of weights whose gradient is nearly 0."""
     for name in ("loss", "grad_norm"):
-        pairs.append(([r[name] for r in one["records"]], [r[name] for r in two["records"]]))
-    return max(float(np.abs(np.subtract(a, b)).max() / np.abs(a).max()) for a, b in pairs)
+        ours, theirs = ([record[name] for record in run["records"]] for run in (one, two))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    np.testing.assert_allclose(one["weights"], two["weights"], rtol=0, atol=1e-7)
 
 
 def test_two_processes_equal_one_at_the_same_batch(folder: Path) -> None:
-    """Batches of 5 are shared as 2 + 3; Dice is taken over both parts. Another number may go on with the run."""
+    """Batches of 5 are shared as 2 + 3, and in micro-batches; Dice is of the whole. One may go on with the run."""
     two = launched([*TORCHRUN, "--nproc_per_node=2"], "exact", folder)
-    parts = {"line 1": (Exact(), 5, 15), "line 2": (Exact(), 5, 15), "slices": (segmentation(folder), 4, 0)}
-    for name, (task, size, horizon) in parts.items():
-        steps = len(two[name]["records"])
-        one = trained(task, folder / f"one {name}", steps, ALONE, batch_size=size, horizon=horizon)
-        assert largest_difference(one, two[name]) < 1e-9, name
-        assert one["records"][0]["loss"] > 1.001 * one["records"][-1]["loss"]
+    line = trained(Exact(), folder / "one line", 8, ALONE)
+    slices = trained(segmentation(folder), folder / "one slices", 3, ALONE, **SLICES)
+    for accumulate in (1, 2):
+        assert_equal(line, two[f"line {accumulate}"])
+        assert_equal(slices, two[f"slices {accumulate}"])
+    assert abs(slices["records"][0]["loss"] - slices["records"][-1]["loss"]) > 1e-3
     on = trained(Exact(), folder / "line1", 12, ALONE, resume=True)
     whole = trained(Exact(), folder / "whole", 12, ALONE)
-    assert largest_difference({**whole, "records": whole["records"][8:]}, on) < 1e-9
+    assert_equal({**whole, "records": whole["records"][8:]}, on)
 
 
 def test_trouble_on_one_process_is_everyones_and_dropout_ties_a_run_to_their_number(tmp_path: Path) -> None:
@@ -163,7 +171,7 @@ def test_trouble_on_one_process_is_everyones_and_dropout_ties_a_run_to_their_num
     assert [(r["step"], r["accumulate"]) for r in records if "accumulate" in r] == [(5, 2.0)]
     assert found["again"]["records"] == found["dropout"]["records"][4:]
     assert found["again"]["weights"] == found["dropout"]["weights"]
-    with pytest.raises(BadConfig, match=r"written by 2 processes .* dropout.*; resume with 2"):
+    with pytest.raises(BadConfig, match=r"written by 2 processes .*\(dropout\).*; resume with 2"):
         trained(Line(), tmp_path / "dropout", 12, ALONE, resume=True)
 
 
@@ -212,8 +220,7 @@ def test_sigterm_to_one_process_of_the_command_saves_and_one_process_goes_on(fol
     last = json.loads(log.read_text().splitlines()[-1])["step"]
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{last:08d}"]
     more = ["--resume", "--allow", "steps", "--steps", str(last + 2)]
-    done = subprocess.run([sys.executable, *words, *more], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert train.main([*words[2:], *more, "--quiet"]) == 0
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == list(range(1, last + 3))
 
 

@@ -106,6 +106,16 @@ def test_only_bad_cases_are_an_error_and_write_nothing(
     assert not (tmp_path / "scores").exists()
 
 
+def test_resample_keeps_organs_at_the_edge(write_nifti: Write, tmp_path: Path) -> None:
+    """Slices of 5 mm onto slices of 1 mm over the same box: an organ that fills it fills it still."""
+    coarse, fine = np.diag([-2.0, -2.0, 5.0, 1.0]), np.diag([-2.0, -2.0, 1.0, 1.0])
+    fine[2, 3] = -2.0
+    prediction = write_nifti(tmp_path / "a.nii.gz", np.ones((6, 6, 4), np.uint8), coarse)
+    reference = write_nifti(tmp_path / "b.nii.gz", np.ones((6, 6, 20), np.uint8), fine)
+    assert run(prediction, reference, "--resample", "--output", str(tmp_path / "s")) == 0
+    assert json.loads((tmp_path / "s" / "summary.json").read_text())["organs"]["spleen"]["dice"]["mean"] == 1.0
+
+
 def test_resample_brings_a_finer_turned_prediction_back(write_nifti: Write, tmp_path: Path) -> None:
     voxels = labels_ijk()
     reference = write_nifti(tmp_path / "r.nii.gz", voxels, AFFINE)

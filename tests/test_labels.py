@@ -81,11 +81,10 @@ def test_other_makes_all_that_is_not_listed_background(tmp_path: Path) -> None:
 def test_tables_of_two_sides_share_one_order_of_organs(tmp_path: Path) -> None:
     for name, text in {"a": "1: liver\n2: spleen\n", "b": "7: spleen\n9: liver\n", "c": "1: liver\n"}.items():
         (tmp_path / name).write_text(text)
-    ours, theirs = label_tables(str(tmp_path / "a"), str(tmp_path / "b"))
+    ours, theirs = label_tables(label_table(str(tmp_path / "a")), label_table(str(tmp_path / "b")))
     np.testing.assert_array_equal(ours.apply(np.array([1, 2]), "x"), theirs.apply(np.array([9, 7]), "x"))
-    assert label_tables("synapse", None) == (label_table("synapse"), label_table("synapse"))
     with pytest.raises(BadConfig, match="spleen"):
-        label_tables(str(tmp_path / "a"), str(tmp_path / "c"))
+        label_tables(label_table(str(tmp_path / "a")), label_table(str(tmp_path / "c")))
 
 
 @pytest.mark.parametrize(

@@ -70,3 +70,21 @@ def test_a_single_image_belongs_to_the_single_case(tmp_path: Path) -> None:
         assert pair.image == image and not left_over
     with pytest.raises(BadInput, match="nowhere"):
         with_images(cases(tmp_path, "a"), tmp_path / "nowhere")
+
+
+def test_a_bare_number_may_be_a_patients_and_is_not_shown(tmp_path: Path) -> None:
+    for folder in "pr":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0815.nii.gz").touch()
+        (tmp_path / folder / f"{'img' if folder == 'p' else 'label'}0007.nii.gz").touch()
+    pairs, _ = match(tmp_path / "p", tmp_path / "r")
+    assert {pair.case for pair in pairs} == {"case0007", "case001"}
+
+
+def test_a_folder_of_dicom_segmentations_is_a_folder_of_label_maps(tmp_path: Path) -> None:
+    for folder, ending in (("p", "nii.gz"), ("r", "dcm")):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            (tmp_path / folder / f"{name}.{ending}").write_bytes(bytes(128) + b"DICM")
+    pairs, left_over = match(tmp_path / "p", tmp_path / "r")
+    assert [pair.reference.name for pair in pairs] == ["a.dcm", "b.dcm"] and not left_over

@@ -1,6 +1,7 @@
 """Predicting files: on the input's own grid whatever it is, and a bad case never stops the others."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from test_dicom import CANARY, header, write
 
 from pipelines.phantom import patient
 from surm_seg import predict, prepare, train
+from surm_seg.lock import held
 from surm_seg.volume import Grid, read_image, read_labels, stem
 
 TEST_WORDS = ["--image_size", "64", "--precision", "float32", "--workers", "0", "--batch_size", "2", "--quiet"]
@@ -97,17 +99,31 @@ def test_what_cannot_be_predicted_writes_nothing(
     assert volume.read_bytes() == content and not (tmp_path / "out").exists()
 
 
+def test_one_process_at_a_time_writes_into_a_folder(
+    run: Path, tmp_path: Path, write_nifti: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    volume = write_nifti(tmp_path / "a.nii.gz", patient(78).image[:, :, :2])
+    words = ["--run", str(run), "--input", str(volume), "--output", str(tmp_path / "out")]
+    with held(tmp_path / "out", "written to"):
+        assert predict.main(words) == 3
+        assert f"is being written to by process {os.getpid()}" in capsys.readouterr().err
+        (tmp_path / "out" / ".a.nii.gz.1.part").touch()
+    assert predict.main(words) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.nii.gz", "manifest.json"]
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
 def test_a_damaged_adapter_is_never_used(
     run: Path, tmp_path: Path, write_nifti: Callable[..., Path], capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
+    volume = write_nifti(tmp_path / "a.nii.gz", patient(78).image[:, :, :2])
+    words = ["--run", str(copy), "--input", str(volume), "--output", str(tmp_path / "out")]
+    assert predict.main([*words, "--dry-run"]) == 0
     content = bytearray((copy / "adapter" / name).read_bytes())
     content[-3] ^= 1
     (copy / "adapter" / name).write_bytes(content)
-    volume = write_nifti(tmp_path / "a.nii.gz", patient(78).image[:, :, :2])
-    words = ["--run", str(copy), "--input", str(volume), "--output", str(tmp_path / "out")]
     assert predict.main(words) == 3
     assert "has changed since it was written" in capsys.readouterr().err
     (copy / "adapter" / name).unlink()
@@ -182,6 +198,34 @@ def test_a_volume_unlike_the_training_cases_is_said_aloud(
     image = patient(81).image[:, :, 20:24]
     volume = write_nifti(tmp_path / "x.nii.gz", image, np.diag([-3.0, -3.0, 25.0, 1.0]))
     assert predict.main(["--run", str(run), "--input", str(volume), "--output", str(tmp_path / "out")]) == 0
-    assert "25 mm" in capsys.readouterr().out
+    assert "25 mm" in capsys.readouterr().err
     (warning, *_) = json.loads((tmp_path / "out" / "manifest.json").read_text())["cases"][0]["warnings"]
     assert "25 mm" in warning
+
+
+def test_a_folder_of_both_series_and_files_is_not_guessed_at(
+    run: Path, tmp_path: Path, write_nifti: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file beside a series may be its label map."""
+    series = write(tmp_path / "ct", [header(k) for k in range(3)])
+    write_nifti(tmp_path / "labels.nii.gz", np.zeros((4, 4, 4), np.uint8))
+    assert predict.main(["--run", str(run), "--input", str(tmp_path), "--output", str(tmp_path / "out")]) == 3
+    assert "name the one to segment" in capsys.readouterr().err
+    assert predict.main(["--run", str(run), "--input", str(series), "--output", str(series)]) == 2
+    assert "where the inputs are" in capsys.readouterr().err and len(list(series.iterdir())) == 3
+
+
+def test_what_was_finished_stays_in_the_manifest_when_more_is_asked_for(
+    run: Path, tmp_path: Path, write_nifti: Callable[..., Path]
+) -> None:
+    """Other inputs into the same folder, and a call that was stopped, forget nothing that is still there."""
+    for name, seed in (("a", 82), ("b", 83)):
+        write_nifti(tmp_path / name / f"{name}.nii.gz", patient(seed).image[:, :, 20:22])
+        words = ["--run", str(run), "--input", str(tmp_path / name), "--output", str(tmp_path / "out"), "--quiet"]
+        assert predict.main(words) == 0
+    manifest = tmp_path / "out" / "manifest.json"
+    cases = json.loads(manifest.read_text())["cases"]
+    assert len({case["input"] for case in cases}) == 2
+    (tmp_path / "out" / "a.nii.gz").unlink()
+    assert predict.main(words) == 0
+    assert [case["input"] for case in json.loads(manifest.read_text())["cases"]] == [cases[0]["input"]]

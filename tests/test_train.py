@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -319,7 +320,9 @@ BAD = {
     "no role": (["--roles", "[]"], 2, "nothing would be adapted"),
     "other backbone": (["--backbone", "sam_vit_b", "--weights", str(TINY_WEIGHTS)], 3, "is a checkpoint of sam_tiny"),
     "config file": (["--config", "absent.yaml"], 2, "cannot be read as YAML"),
-    "unwritable": (["--output", "/proc/run"], 3, "check the path"),
+    "unwritable": (["--output", "/proc/run"], 3, "choose another --output"),
+    "seeds": (["--seeds", "-1"], 2, "must not be negative"),
+    "no seeds": (["--seeds", "2", "--resume"], 2, "no run to resume"),
 }
 
 
@@ -367,3 +370,17 @@ def test_the_samed_recipe_is_the_published_one(capsys: pytest.CaptureFixture[str
     assert config["structure"] == "low_rank" and config["structure_options"] == {"rank": 4}
     assert (config["image_size"], config["slice_size"], config["batch_size"], config["steps"]) == (512, 224, 24, 14_880)
     assert config["learning_rate"] == 0.001 and config["dice_weight"] == 0.8
+
+
+def test_a_terminal_shows_a_bar_and_a_pipe_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--task", "tasks.line", "--steps", "40", "--validate_every", "20", "--workers", "0"]
+    assert train.main([*words, "--output", str(tmp_path / "piped")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("step ") for line in lines) == 20 and sum("validation" in line for line in lines) == 2
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then writes as to a terminal
+    assert train.main([*words, "--output", str(tmp_path / "terminal")]) == 0
+    shown = capsys.readouterr().out
+    assert "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in shown and "40/40" in shown and re.search(r"loss \d", shown)
+    assert shown.count("validation") == 2 and shown.count("\nstep ") <= 2

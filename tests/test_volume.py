@@ -13,13 +13,25 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.affines import from_matvec
 from nifti_bytes import LPS, PACKED, PLAIN, SHAPE, VOXELS, image_bytes
 
 from surm_seg.errors import BadInput
-from surm_seg.volume import Grid, Volume, label_names, read_grid, read_image, read_labels, replacing, write_labels
+from surm_seg.volume import (
+    Grid,
+    Volume,
+    digest,
+    label_names,
+    read_grid,
+    read_image,
+    read_labels,
+    replacing,
+    volumes_in,
+    write_labels,
+)
 
 ORIENTATIONS = [
     "".join(axes) for order in itertools.permutations(["LR", "PA", "IS"]) for axes in itertools.product(*order)
@@ -185,6 +197,25 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         file.write(b"new")
         raise RuntimeError
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "old")]
+
+
+def test_a_digest_tells_the_voxels_also_where_they_lie_in_another_file(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.zeros((3, 4, 5), np.int16))
+    sitk.WriteImage(image, str(tmp_path / "x.mhd"))
+    before = digest(tmp_path / "x.mhd")
+    raw = tmp_path / "x.raw"
+    raw.write_bytes(b"\1" + raw.read_bytes()[1:])
+    assert digest(tmp_path / "x.mhd") != before
+
+
+def test_a_folder_stands_for_its_files_and_for_the_series_below_it(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "slice").write_bytes(bytes(128) + b"DICM")
+    for name in ("b.nii", "a.NRRD", "._a.nii", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    os.symlink(tmp_path / "deep", tmp_path / "link")
+    assert volumes_in(tmp_path) == [tmp_path / "a.NRRD", tmp_path / "b.nii", tmp_path / "deep" / "er"]
+    assert volumes_in(tmp_path / "deep" / "er") == [tmp_path / "deep" / "er"]
 
 
 def test_grids_match_within_a_thousandth_of_a_millimetre_at_every_corner() -> None:

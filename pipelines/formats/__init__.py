@@ -133,6 +133,7 @@ def read(source: Path, name: str, options: Options) -> Source:
     result = known[name].read(source, options)
     if not result.cases:
         raise BadInput("no-cases", f"{source} holds no case of format {name}: {known[name].LAYOUT}.")
+    result = replace(result, cases=tuple(_numbered_alike(case, result.organs) for case in result.cases))
     if options.split is not None:
         return replace(result, cases=_split_as_told(result, options.split))
     return replace(result, cases=_split_by_case(result.cases, options.seed))
@@ -174,6 +175,17 @@ def require_pairs(images: Sequence[str], labels: Sequence[str], source: Path) ->
         raise BadInput(
             "unpaired", f"{source} has {len(lonely)} cases that are incomplete: {some}; add or remove files."
         )
+
+
+def _numbered_alike(case: SourceCase, organs: tuple[str, ...]) -> SourceCase:
+    """The case with the organs in the order of the data set, whatever order its own label map names them in."""
+    for file in case.labels:
+        apart = sorted(set(file.map.names) ^ set(organs))
+        if apart:
+            sentence = f"{file.path} names other organs than the rest of the source ({apart[:5]}); give --labels."
+            raise BadInput("label-table", sentence)
+    labels = tuple(replace(file, map=replace(file.map, names=organs)) for file in case.labels)
+    return replace(case, labels=labels)
 
 
 def _benchmark_organ(name: str) -> str | None:

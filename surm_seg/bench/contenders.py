@@ -117,11 +117,6 @@ class Setting:
         inference.record_adapter(run)
         return inference.load_run(run, self.device)
 
-    def as_run(self, model: nn.Module, precision: Precision) -> Any:
-        """Another model in the place of a run's."""
-        trained = importlib.import_module("pipelines.inference").Trained
-        return trained(model.eval(), self.input(), self.labels, precision, {}, tuple(range(len(self.labels) + 1)))
-
     def training_step(self, label: str, precision: Precision, batch: Batch) -> Callable[[], Tensor]:
         """Builds the contender; every call of the result is one step of it and returns the loss before it."""
         moved = {name: value.to(self.device) for name, value in batch.items()}

@@ -9,7 +9,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -156,7 +156,7 @@ class _EnoughError(Exception):
 
 
 def trained(job: Job, task: Task, workers: int, over: Callable[[], bool] | None = None) -> Ends:
-    """Train with `engine.fit`: over the job's slices, or until something else is `over`."""
+    """Train with `engine.fit`: over the job's slices, or until something else is `over`, asked once warm."""
     seen: list[tuple[float, float]] = []
     engine = replace(job.engine(), workers=workers)
     if over is not None:
@@ -164,7 +164,7 @@ def trained(job: Job, task: Task, workers: int, over: Callable[[], bool] | None 
 
     def note(record: Record) -> None:
         seen.append((time.monotonic(), time.process_time()))
-        if over is not None and over() and len(seen) > SKIPPED:
+        if over is not None and len(seen) >= SKIPPED and over():
             raise _EnoughError
 
     with TemporaryDirectory() as folder, suppress(_EnoughError):
@@ -173,9 +173,17 @@ def trained(job: Job, task: Task, workers: int, over: Callable[[], bool] | None 
     return Ends(list(clock), list(cpu), engine.batch_size)
 
 
-def made(job: Job, workers: int) -> Ends:
-    """The data pipeline with no model behind it."""
+def made(job: Job, workers: int, start_method: str) -> Ends:
+    """The data pipeline with no model behind it, in a process of its own; its loaders start as a training's would."""
+    multiprocessing.set_start_method(start_method, force=True)
     return trained(job, Unlearnt(job.task()), workers)
+
+
+def fresh_process() -> ProcessPoolExecutor:
+    """A process that has done nothing yet but import."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["surm_seg.bench.step", "pipelines.segmentation"])
+    return ProcessPoolExecutor(1, mp_context=context)
 
 
 def measured(job: Job) -> list[dict[str, Any]]:
@@ -185,10 +193,16 @@ def measured(job: Job) -> list[dict[str, Any]]:
     appetite = trained(job, fed(task), 0)
     rows.append(_row(job, "appetite", None, appetite))
     rows += [_row(job, "both", n, trained(job, task, n)) for n in workers]
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        making = process.submit(made, job, 1)
-        meanwhile = trained(job, fed(task), 0, making.done)
-    beside = making.result()
+    with fresh_process() as process:
+        making: list[Future[Ends]] = []
+
+        def over() -> bool:
+            if not making:  # training is warm
+                making.append(process.submit(made, job, 1, multiprocessing.get_start_method()))
+            return making[0].done()
+
+        meanwhile = trained(job, fed(task), 0, over)
+    beside = making[0].result()
     rows.append(_row(job, "beside", 1, beside) | {"trained_per_s": meanwhile.during(beside)})
     return [row | {"of_appetite": row["slices_per_s"] / appetite.per_second} for row in rows]
 
@@ -218,7 +232,7 @@ def run(config: Config) -> int:
 def prepared(data: str | None, folder: Path, seed: int) -> str:
     """The user's data set, or generated patients prepared in the folder."""
     if data is None:
-        request = PrepareConfig(source="phantom", output=folder / "data", cases=PATIENTS, seed=seed)
+        request = PrepareConfig(source="phantom", output=folder / "data", cases=PATIENTS, workers=1, seed=seed)
         prepare(request, cli.Reporter(quiet=True))
     return data or str(folder / "data")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -22,7 +20,7 @@ from surm_seg.backbones.sam import PATCH, SIZES
 from surm_seg.bench.cell import Precision
 from surm_seg.bench.comparison import save
 from surm_seg.bench.contenders import MERGED, REFERENCE, Setting, memory_of_step
-from surm_seg.bench.data import prepared
+from surm_seg.bench.data import fresh_process, prepared
 from surm_seg.bench.meter import Step, environment, interleaved, no_collection, threads
 from surm_seg.bench.table import NONE, table
 from surm_seg.cases import Dataset
@@ -150,8 +148,8 @@ def _without_gradients(setting: Setting, config: Config, task: Any, batch: Batch
     """Compare the logits of all models while their deltas are zero; then measure forward passes and predictions."""
     pixels = task.input.pixels(batch["image"].to(setting.device))
     precisions: list[Precision] = ["float32", *(p for p in config.precisions if p != "float32")]
-    runs: dict[Key, Any] = {(REFERENCE, p): setting.as_run(setting.reference(), p) for p in precisions}
-    runs |= {(MERGED, p): setting.finished_run(task, p) for p in precisions}
+    ours: dict[Key, Any] = {(MERGED, p): setting.finished_run(task, p) for p in precisions}
+    runs = {(REFERENCE, p): replace(run, model=setting.reference().eval()) for (_, p), run in ours.items()} | ours
     forwards = {key: setting.forward(run.model, key[1], pixels) for key, run in runs.items()}
     logits = {label: forward() for (label, precision), forward in forwards.items() if precision == "float32"}
     for structure in config.structures:
@@ -174,8 +172,7 @@ def _volume(setting: Setting, slices: int) -> np.ndarray:
 
 
 def _memory(setting: Setting, key: Key, batch: Batch) -> dict[str, int]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as process:
+    with fresh_process() as process:
         return process.submit(memory_of_step, setting, *key, batch, torch.get_num_threads()).result()
 
 

@@ -85,6 +85,21 @@ def test_labels_may_be_a_dicom_segmentation(source: Path, tmp_path: Path) -> Non
         np.testing.assert_array_equal(case.label, np.array([0, liver, spleen])[LABELS.transpose(2, 1, 0)])
 
 
+def test_every_case_numbers_the_organs_alike_whatever_order_its_segments_have(source: Path, tmp_path: Path) -> None:
+    for case, names, values in (("Doe", ["liver", "spleen"], [0, 1, 2]), ("Roe", ["spleen", "liver"], [0, 2, 1])):
+        (source / case / "labels.nii.gz").unlink()
+        voxels = np.array(values, np.uint8)[LABELS]
+        write_dicom_seg(source / case / "labels.dcm", voxels, names, source / case / "ct")
+    (tmp_path / "table.yaml").write_text("liver: liver\nspleen: spleen\n")
+    first, second = prepared(source, tmp_path).cases
+    assert first.histogram == second.histogram
+    np.testing.assert_array_equal(first.label, second.label)
+    write_dicom_seg(source / "Roe" / "labels.dcm", voxels, ["spleen", "heart"], source / "Roe" / "ct")
+    (tmp_path / "table.yaml").unlink()
+    (tmp_path / "table.yaml").write_text("spleen: spleen\n")
+    assert prepared(source, tmp_path).labels == ("spleen",)
+
+
 def test_labels_elsewhere_in_the_patient_are_refused(source: Path, tmp_path: Path, write_nifti: Write) -> None:
     write_nifti(source / "Roe" / "labels.nii.gz", LABELS, np.diag([-0.8, -0.7, 2.5, 1.0]))
     with pytest.raises(BadInput, match="does not lie on the grid"):
