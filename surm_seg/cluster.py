@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 from surm_seg import cli
 from surm_seg.errors import BadConfig, BadInput
+from surm_seg.lock import sweep
 from surm_seg.pool import Engine, Outcome, attempt
 
 MAX_RETRIES = 3  # of one item: after that many lost machines, it may be the item that brings them down
@@ -69,7 +69,8 @@ def engine_of(
         yield local
         return
     with ExitStack() as ending:
-        ending.callback(_sweep, written)
+        for folder in written:
+            ending.callback(sweep, folder)
         _connect(options.ray_address, workers, ending)
         yield partial(_spread, gpu)
 
@@ -153,8 +154,3 @@ def _cause(error: Any) -> Exception:
     if isinstance(error.cause, ImportError) or "failed to import" in str(error):
         return BadConfig("ray-package", "A machine of the cluster lacks this version of surm-seg; install it on all.")
     return error.cause
-
-
-def _sweep(folders: Sequence[Path]) -> None:
-    for leftover in [path for folder in folders for path in folder.rglob(".*.part")]:
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

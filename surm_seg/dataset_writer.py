@@ -39,7 +39,7 @@ def write_case(
         spacing_known: whether the grid's voxel size is the patient's, not a stand-in.
     """
     assert CASE_ID.fullmatch(case_id) and image.voxels.dtype == np.int16
-    final, building = dataset / "cases" / case_id, dataset / "cases" / f".{case_id}.part"
+    final, building = dataset / "cases" / case_id, dataset / "cases" / f".{case_id}.{os.getpid()}.part"
     if final.exists():
         final = _waiting(dataset, case_id)
     shutil.rmtree(building, ignore_errors=True)

@@ -262,7 +262,8 @@ def _interruption() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: Any) -> None:
         seen.append(number)
-        signal.signal(number, signal.default_int_handler)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.default_int_handler)
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}

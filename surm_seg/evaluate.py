@@ -17,7 +17,7 @@ from scipy.ndimage import affine_transform
 
 from surm_seg import cli, cluster
 from surm_seg.errors import BadConfig, BadInput, SurmError
-from surm_seg.labels import LabelMap, label_table, label_tables, numbered
+from surm_seg.labels import LabelMap, label_table, label_tables, numbered, predicted_organs
 from surm_seg.matching import Pair, match, with_images
 from surm_seg.metrics import NSD_TOLERANCE_MM, PROTOCOLS
 from surm_seg.pool import Outcome, say_retries, threads
@@ -119,20 +119,6 @@ def evaluate(config: EvaluateConfig) -> int:
     reporter.say(dice_table(summary))
     reporter.say(f"{good} scored; report.html, cases.csv, slices.csv and summary.json in {output}")
     return cli.SOME_CASES_FAILED if failures else 0
-
-
-def predicted_organs(prediction: Path) -> tuple[str, ...]:
-    """What label maps that `predict` or a run wrote number 1, 2, ...; () for others.
-
-    A run numbers organs in its own order, whatever values the label table of its data began with.
-    """
-    folder = prediction if prediction.is_dir() else prediction.parent
-    for record in (folder / "manifest.json", folder.parent / "run.json"):
-        try:
-            return tuple(map(str, json.loads(record.read_text())["labels"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return ()
 
 
 def _cases(prediction: Path, reference: Path, config: EvaluateConfig, reporter: cli.Reporter) -> tuple[list[Pair], int]:

@@ -6,6 +6,7 @@ organs in other orders, so organs are matched by name everywhere and never by po
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,6 +121,20 @@ def label_table(name: str) -> LabelMap:
 def numbered(organs: Sequence[str]) -> LabelMap:
     """The table of a label map that numbers these organs 1, 2, ..., as prepared data and predictions do."""
     return LabelMap(tuple(organs), dict(enumerate(organs, 1)))
+
+
+def predicted_organs(prediction: Path) -> tuple[str, ...]:
+    """What label maps that `predict` or a run wrote number 1, 2, ...; () for others.
+
+    A run numbers organs in its own order, whatever values the label table of its data began with.
+    """
+    folder = prediction if prediction.is_dir() else prediction.parent
+    for record in (folder / "manifest.json", folder.parent / "run.json"):
+        try:
+            return tuple(map(str, json.loads(record.read_text())["labels"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return ()
 
 
 def label_tables(ours: LabelMap, theirs: LabelMap) -> tuple[LabelMap, LabelMap]:

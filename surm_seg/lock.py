@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 import time
@@ -21,7 +22,7 @@ def held(folder: Path, activity: str) -> Iterator[None]:
     """Hold a folder, made where it is missing and removed again where it stays empty.
 
     The kernel keeps the lock (flock), so that it ends with its process, however that ends. Before the block runs, what
-    killed holders were writing (`.*.part` anywhere below) is swept.
+    killed holders were writing is swept.
 
     Args:
         activity: what the holder does to the folder, such as "prepared"; another process is told.
@@ -38,8 +39,7 @@ def held(folder: Path, activity: str) -> Iterator[None]:
     try:
         _take(descriptor, folder, lock, activity)
         try:
-            for leftover in sorted(folder.rglob(".*.part")):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            sweep(folder)
             yield
         finally:
             with suppress(OSError):  # the folder has vanished, or is not empty
@@ -49,6 +49,13 @@ def held(folder: Path, activity: str) -> Iterator[None]:
     finally:
         _descriptors.discard(descriptor)
         os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes were writing below a folder: `.NAME.PROCESS.part` or `.NAME.PROCESS.KIND.part`, as all our writers call it."""
+    for leftover in sorted(folder.rglob(".*.part")):
+        if re.search(r"\.\d+(\.\w+)?\.part$", leftover.name):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def _take(descriptor: int, folder: Path, lock: Path, activity: str) -> None:
