@@ -52,7 +52,7 @@ def held(folder: Path, activity: str) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes were writing below a folder: `.NAME.PROCESS.part` or `.NAME.PROCESS.KIND.part`, as all our writers call it."""
+    """Remove what killed processes were writing below a folder: `.NAME.PROCESS.part`, or `.NAME.PROCESS.KIND.part`."""
     for leftover in sorted(folder.rglob(".*.part")):
         if re.search(r"\.\d+(\.\w+)?\.part$", leftover.name):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

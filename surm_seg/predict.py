@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from surm_seg import cli, cluster, domain
 from surm_seg.dicom_seg_writer import check_names
 from surm_seg.errors import BadConfig, BadInput, SurmError
 from surm_seg.lock import held
 from surm_seg.pool import Outcome, here
+from surm_seg.precision import store_frozen
 from surm_seg.provenance import provenance
 from surm_seg.volume import (
     Volume,
@@ -101,7 +103,10 @@ def predict(config: PredictConfig) -> int:
 @lru_cache(maxsize=1)
 def loaded(run: Path, device: str) -> Any:
     """The `pipelines.inference.Trained` of a run, kept by this process; raises what `load_run` does, and NoDevice."""
-    return importlib.import_module("pipelines.inference").load_run(run, cli.device_named(device))
+    trained = importlib.import_module("pipelines.inference").load_run(run, cli.device_named(device))
+    if trained.precision == "bfloat16":
+        store_frozen(trained.model.requires_grad_(False), torch.bfloat16)
+    return trained
 
 
 def segment(

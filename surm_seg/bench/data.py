@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from surm_seg import backbones, cli
+from surm_seg.bench.cell import Precision
 from surm_seg.bench.comparison import save
 from surm_seg.bench.meter import environment, threads
 from surm_seg.bench.table import NONE, table
 from surm_seg.engine import EngineConfig, fit
 from surm_seg.errors import BadConfig
+from surm_seg.precision import fast_precision
 from surm_seg.prepare import PrepareConfig, prepare
 from surm_seg.task import Batch, Record, Task
 
@@ -102,6 +104,7 @@ class Job:
     recipe: str
     data: str
     device: str
+    precision: Precision
 
     def task(self) -> Any:
         """What `surm-seg train --recipe` creates."""
@@ -115,7 +118,8 @@ class Job:
         """The recipe's steps, as many as there are slices to measure."""
         own = EngineConfig(**self._chosen(EngineConfig))
         size = self.config.batch or own.batch_size
-        return replace(own, batch_size=size, steps=SKIPPED + math.ceil(self.config.slices / size), validate_every=0)
+        steps = SKIPPED + math.ceil(self.config.slices / size)
+        return replace(own, batch_size=size, steps=steps, validate_every=0, precision=self.precision)
 
     def _chosen(self, config: type) -> dict[str, Any]:
         recipe = importlib.import_module("pipelines.segmentation").RECIPES[self.recipe]
@@ -221,8 +225,9 @@ def run(config: Config) -> int:
     rows: list[dict[str, Any]] = []
     with TemporaryDirectory() as folder, threads(config.threads):
         where, data = environment(device), prepared(config.data, Path(folder), config.seed)
+        precision = fast_precision(torch.device(device))  # once: a second answer could be another
         for recipe in reporter.track(config.recipes, "measuring", len(config.recipes)):
-            rows += measured(Job(config, recipe, data, device))
+            rows += measured(Job(config, recipe, data, device, precision))
     results = {"benchmark": "data", "options": asdict(config), "environment": where, "rows": rows}
     save(results, config.output or Path("bench"))
     reporter.say(markdown(results))

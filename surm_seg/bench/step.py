@@ -150,7 +150,8 @@ def _without_gradients(setting: Setting, config: Config, task: Any, batch: Batch
     precisions: list[Precision] = ["float32", *(p for p in config.precisions if p != "float32")]
     ours: dict[Key, Any] = {(MERGED, p): setting.finished_run(task, p) for p in precisions}
     stock = {p: setting.reference().eval() for p in precisions}
-    runs: dict[Key, Any] = {(REFERENCE, p): replace(ours[MERGED, p], model=stock[p]) for p in precisions} | ours
+    runs: dict[Key, Any] = {(REFERENCE, p): replace(ours[MERGED, p], model=stock[p]) for p in precisions}
+    runs |= ours
     forwards = {key: setting.forward(run.model, key[1], pixels) for key, run in runs.items()}
     logits = {label: forward() for (label, precision), forward in forwards.items() if precision == "float32"}
     for structure in config.structures:

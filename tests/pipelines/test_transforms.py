@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.transforms import WINDOW, Input, augmentation, enlarged_logits, padded, predict_volume
+from pipelines.transforms import WINDOW, Input, augmentation, enlarged_logits, padded, predict_volume, zoom_to
 
 PLAIN = Input(64, WINDOW, "neighbours", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -32,6 +32,14 @@ def test_pixels_are_resized_and_normalised() -> None:
     pixels = own.pixels(torch.full((1, 3, 4, 4), 0.5))
     assert pixels.shape == (1, 3, 8, 8)
     torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([0.0, 0.25, 0.25]))
+
+
+@pytest.mark.parametrize("order", [0, 3])
+def test_equal_channels_are_zoomed_once_with_the_same_result(order: int) -> None:
+    channel = np.random.default_rng(0).random((1, 24, 24)).astype(np.float32)
+    different = np.concatenate([channel, channel, channel + 1])
+    alike = zoom_to(np.repeat(channel, 3, 0), 40, order)
+    assert np.array_equal(alike[1], zoom_to(different, 40, order)[0]) and alike.shape == (3, 40, 40)
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20), (25, 25)])
