@@ -17,6 +17,7 @@ import numpy as np
 from surm_seg import cli
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.metrics import PROTOCOLS, RECOMMENDED
+from surm_seg.output_folder import writing
 from surm_seg.statistics import MEDIUM, Pair, Paired, corrected, detectable_effect, paired, smallest_p
 from surm_seg.volume import replacing
 
@@ -136,11 +137,8 @@ def compare(config: CompareConfig) -> int:
         "comparisons": [one.cells() for one in comparisons],
         "notes": notes,
     }
-    try:
+    with writing(output):
         write(output, record)
-    except OSError as error:
-        sentence = f"{output} cannot be written ({error.strerror}); choose --output or free space."
-        raise BadInput("output", sentence) from error
     reporter.say(f"comparison.csv and comparison.json in {output}")
     return 0
 

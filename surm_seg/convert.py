@@ -18,9 +18,9 @@ from torch import Tensor
 from surm_seg import SurmConfig, cli
 from surm_seg.errors import BadConfig
 from surm_seg.lora import PREFIX, Lora, read_lora
+from surm_seg.output_folder import appearing, free
 from surm_seg.structures import Generators, Structure, names, within
 from surm_seg.tuner import WHOLE
-from surm_seg.whole_folder import appearing, free
 
 BAD_FIT = 0.5
 """Mean relative error above which a conversion is not worth having: a quarter of the energy may be gone."""

@@ -114,10 +114,12 @@ def check_names(names: Sequence[str]) -> None:
 
 def _valid(dataset: pydicom.Dataset, keyword: str) -> bool:
     """Whether the attribute is there and as the standard has it."""
+    if keyword not in dataset:
+        return False
+    element = dataset[keyword]
     try:
-        element = dataset[keyword]
         validate_value(element.VR, element.value, RAISE)
-    except Exception:
+    except ValueError:
         return False
     return keyword != "PatientSex" or element.value in ("M", "F", "O", "")
 

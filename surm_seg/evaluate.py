@@ -20,6 +20,7 @@ from surm_seg.errors import BadConfig, BadInput, SurmError
 from surm_seg.labels import LabelMap, label_table, label_tables, numbered, predicted_organs
 from surm_seg.matching import Pair, match, with_images
 from surm_seg.metrics import NSD_TOLERANCE_MM, PROTOCOLS
+from surm_seg.output_folder import check_writable, writing
 from surm_seg.pool import Outcome, say_retries, threads
 from surm_seg.report import Row, dice_table, write_scores
 from surm_seg.report_page import Views, write_report
@@ -84,6 +85,8 @@ def evaluate(config: EvaluateConfig) -> int:
     tables = label_tables(ours, label_table(config.reference_labels or config.labels))
     output = _output(config, prediction)
     pairs, unpaired = _cases(prediction, reference, config, reporter)
+    if not config.dry_run:
+        check_writable(output)
     workers = config.workers or os.cpu_count() or 1
     per_case = 1 if config.engine == "ray" else max(1, workers // len(pairs))
     scoring = partial(_score_case, output=output, tables=tables, known=kept(output), threads=per_case)
@@ -107,15 +110,12 @@ def evaluate(config: EvaluateConfig) -> int:
         notes.append(f"Files or groups of files that were left out, as their names match none or several: {unpaired}.")
     scored = Scored.joined(outcome for outcome in finished if isinstance(outcome, Scored))
     drawing = partial(_views, pairs={pair.case: pair for pair in pairs}, config=config, tables=tables)
-    try:
+    with writing(output):
         summary = write_scores(output, scored.rows, scored.slices, nsd_tolerance=config.nsd_tolerance)
         write_report(output, summary, scored.rows, scored.slices, drawing, notes=notes)
         forget(output, {pair.case for pair in pairs})
         if not config.keep_names:
             _write_key(output, pairs)
-    except OSError as error:
-        sentence = f"{output} cannot be written ({error.strerror}); choose --output or free space."
-        raise BadInput("output", sentence) from error
     reporter.say(dice_table(summary))
     reporter.say(f"{good} scored; report.html, cases.csv, slices.csv and summary.json in {output}")
     return cli.SOME_CASES_FAILED if failures else 0
@@ -226,11 +226,8 @@ def _score_case(
             nsd_tolerance=config.nsd_tolerance,
             workers=threads,
         )
-    try:
+    with writing(output):
         keep(output, pair.case, key, scored)
-    except OSError as error:
-        sentence = f"{output} cannot be written ({error.strerror}); choose --output or free space."
-        raise BadInput("output", sentence) from error
     return scored
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from surm_seg import cli
 from surm_seg.errors import BadConfig
-from surm_seg.whole_folder import appearing, free
+from surm_seg.output_folder import appearing, free
 
 WRITERS = {"onnx": "pipelines.onnx_export", "bundle": "pipelines.bundle"}
 """--to -> the module whose `write(run, trained, folder)` fills a folder and returns a sentence about it."""

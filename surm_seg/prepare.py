@@ -30,6 +30,7 @@ from surm_seg.dataset_writer import finished, write_case, write_dataset
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.labels import LabelMap
 from surm_seg.lock import held
+from surm_seg.output_folder import writing
 from surm_seg.pictures import png, richest_slice, sheet, slice_picture
 from surm_seg.pool import Engine, processes, run_all
 from surm_seg.volume import Grid, digest, read_grid, read_image, read_labels, replacing
@@ -136,11 +137,8 @@ def prepare(config: PrepareConfig, reporter: cli.Reporter) -> Dataset:
 
 def carry_out(planned: Plan, engine: Engine, reporter: cli.Reporter) -> Dataset:
     """Generate, prepare and write what the plan says; the manifest comes last. Raises BadInput."""
-    try:
+    with writing(planned.output):
         dataset = _carry_out(planned, engine, reporter)
-    except OSError as error:
-        sentence = f"{planned.output} cannot be written ({error.strerror}); choose --output or free space."
-        raise BadInput("output", sentence) from error
     with replacing(planned.output / "sheet.png") as file:
         file.write(png(contact_sheet(dataset)))
     absent = [organ for organ in dataset.labels if not any((c.histogram or {}).get(organ) for c in dataset.cases)]

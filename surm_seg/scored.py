@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from surm_seg.metrics import NSD_TOLERANCE_MM, PROTOCOLS, OrganScore
+from surm_seg.metrics import OrganScore
 from surm_seg.report import Row, score_pair
 from surm_seg.slices import SliceRow, slice_rows
 from surm_seg.volume import replacing
@@ -49,15 +49,10 @@ def score_case(
     labels: Sequence[str],
     spacing: Sequence[float] | None,
     case: str,
-    *,
-    protocols: Sequence[str] = tuple(PROTOCOLS),
-    nsd_tolerance: float = NSD_TOLERANCE_MM,
-    workers: int = 1,
+    **options: Any,
 ) -> Scored:
-    """`report.score_pair` and `slices.slice_rows` of one case, whose arguments these are."""
-    rows = score_pair(
-        prediction, reference, labels, spacing, case, protocols=protocols, nsd_tolerance=nsd_tolerance, workers=workers
-    )
+    """`report.score_pair`, whose arguments and options these are, and `slices.slice_rows` of one case."""
+    rows = score_pair(prediction, reference, labels, spacing, case, **options)
     return Scored(rows, slice_rows(prediction, reference, labels, spacing, case))
 
 

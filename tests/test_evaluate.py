@@ -106,6 +106,31 @@ def test_only_bad_cases_are_an_error_and_write_nothing(
     assert not (tmp_path / "scores").exists()
 
 
+@pytest.mark.parametrize("record", ["p/manifest.json", "run.json"])
+def test_predictions_know_what_they_number(write_nifti: Write, tmp_path: Path, record: str) -> None:
+    """`predict` numbers organs 1, 2, ... in the run's order, whatever values the references have."""
+    reference = labels_ijk()  # 5 and 7
+    write_nifti(tmp_path / "p" / "a.nii.gz", np.array([0, 0, 0, 0, 0, 2, 0, 1], np.uint8)[reference], AFFINE)
+    write_nifti(tmp_path / "r" / "a.nii.gz", reference, AFFINE)
+    (tmp_path / "table.yaml").write_text("5: liver\n7: aorta\n")
+    words = ["--labels", str(tmp_path / "table.yaml"), "--output", str(tmp_path / "s")]
+    assert run(tmp_path / "p", tmp_path / "r", *words) == 3  # without the record: values that no table has
+    (tmp_path / record).write_text(json.dumps({"labels": ["aorta", "liver"]}))
+    assert run(tmp_path / "p", tmp_path / "r", *words) == 0
+    organs = json.loads((tmp_path / "s" / "summary.json").read_text())["organs"]
+    assert {organ: found["dice"]["mean"] for organ, found in organs.items()} == {"aorta": 1.0, "liver": 1.0}
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(
+    write_nifti: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write_nifti(tmp_path / "a.nii.gz", labels_ijk(), AFFINE)
+    (tmp_path / "file").touch()
+    assert run(one, one, "--output", str(tmp_path / "file" / "s")) == 3
+    said = capsys.readouterr()
+    assert said.err.count("cannot be written") == 1 and "scoring" not in said.out
+
+
 def test_resample_keeps_organs_at_the_edge(write_nifti: Write, tmp_path: Path) -> None:
     """Slices of 5 mm onto slices of 1 mm over the same box: an organ that fills it fills it still."""
     coarse, fine = np.diag([-2.0, -2.0, 5.0, 1.0]), np.diag([-2.0, -2.0, 1.0, 1.0])

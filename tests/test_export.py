@@ -22,8 +22,8 @@ from pipelines.inference import load_run
 from pipelines.phantom import patient
 from surm_seg import export, predict, prepare, train
 from surm_seg.errors import SurmError
+from surm_seg.output_folder import appearing
 from surm_seg.volume import read_image, read_labels
-from surm_seg.whole_folder import appearing
 
 CANARY = "DoeJane"
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""Output folders that exist complete or not at all."""
+"""Output folders: what the disk refuses is one sentence, and some exist complete or not at all."""
 
 from __future__ import annotations
 
@@ -7,9 +7,27 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.volume import sync_folder
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What the disk refuses within the block becomes BadInput."""
+    try:
+        yield
+    except OSError as error:
+        sentence = f"{folder} cannot be written ({error.strerror}); choose --output or free space."
+        raise BadInput("output", sentence) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raises BadInput where a folder cannot be made or written in; leaves nothing behind."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    with writing(folder), TemporaryDirectory(dir=there):
+        pass
 
 
 def free(folder: Path, command: str) -> Path:
