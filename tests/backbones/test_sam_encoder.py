@@ -1,5 +1,6 @@
 """The encoder without waste answers what the package's own answers, and learns what it learns."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surm_seg import backbones
+from surm_seg.backbones import sam_encoder
 from surm_seg.backbones.sam import modeling
 from surm_seg.backbones.sam_encoder import encoded, windows_of
 
@@ -77,3 +79,23 @@ def test_the_backbone_uses_it_under_the_packages_names() -> None:
     assert model.image_encoder.checkpointing
     package = modeling.ImageEncoderViT.forward(model.image_encoder, pixels)
     assert (model.image_encoder(pixels) - package).abs().max() < 1e-5 * package.abs().max()
+
+
+@pytest.mark.parametrize("group_bytes", [1, 5_000, 1 << 20])
+def test_heads_in_groups_and_torchs_fused_kernel_give_the_same_attention(
+    group_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and all three gradients are those of softmax(q k^T) v, whatever fits into a group."""
+    monkeypatch.setattr(sam_encoder, "GROUP_BYTES", group_bytes)
+    torch.manual_seed(0)
+    shapes = ((2, 3, 7, 11), (2, 3, 9, 11), (2, 3, 9, 6))  # 7 queries and 9 keys of 11 channels, values of 6
+
+    def with_gradients(form: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
+        torch.manual_seed(1)
+        inputs = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+        output = form(*inputs)
+        return [output, *torch.autograd.grad(output.square().sum(), inputs)]
+
+    expected = with_gradients(lambda q, k, v: (q @ k.mT).softmax(-1) @ v)
+    for form in (sam_encoder.attend, sam_encoder.fused):
+        torch.testing.assert_close(with_gradients(form), expected)
