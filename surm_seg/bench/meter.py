@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from surm_seg.errors import SurmError
@@ -75,6 +76,17 @@ def environment(device: str) -> dict[str, Any]:
         "device": device,
         "command": shlex.join(sys.argv),
     }
+
+
+def matrix_rate(device: str, dtype: torch.dtype, rounds: int = 9) -> float:
+    """GFLOP/s of the matrix product that a ViT-B's MLP makes of 1024 tokens, the best of some rounds.
+
+    The roof above every model here that is made of such products.
+    """
+    tokens, channels, hidden = 1024, 768, 3072
+    x, weight = (torch.randn(rows, channels, device=device).to(dtype) for rows in (tokens, hidden))
+    fastest = min(_timed(lambda: nn.functional.linear(x, weight), device)[0] for _ in range(rounds))
+    return 2 * tokens * channels * hidden / fastest / 1e9
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from surm_seg.bench.cell import Precision
 from surm_seg.bench.comparison import save
 from surm_seg.bench.contenders import MERGED, REFERENCE, Setting, memory_of_step
 from surm_seg.bench.data import fresh_process, prepared
-from surm_seg.bench.meter import Step, environment, interleaved, no_collection, threads
+from surm_seg.bench.meter import Step, environment, interleaved, matrix_rate, no_collection, threads
 from surm_seg.bench.table import NONE, table
 from surm_seg.cases import Dataset
 from surm_seg.errors import BadConfig, SurmError
@@ -78,7 +78,9 @@ def run(config: Config) -> int:
         sizes = (config.backbone, config.image_size, config.batch, config.seed)
         setting = Setting(*sizes, device, data, Path(folder))
         setting.write_weights()
-        where, rows = environment(device), measured(setting, config, reporter)
+        rates = {precision: matrix_rate(device, getattr(torch, precision)) for precision in config.precisions}
+        where = {**environment(device), "matrix_gflops": rates}
+        rows = measured(setting, config, reporter)
     results = {"benchmark": "step", "options": asdict(config), "environment": where, "rows": rows}
     save(results, config.output or Path("bench"))
     reporter.say(markdown(results))
@@ -121,6 +123,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines = [
         f"Measured on {where['time'][:10]}: {where['processor']}, {where['threads']} threads of torch, {versions}; "
         f"{options['backbone']}, {options['image_size']} pixels, batch {options['batch']}.",
+        "Matrix products of such a model, the roof above it: "
+        + ", ".join(f"{rate:.0f} GFLOP/s in {precision}" for precision, rate in where["matrix_gflops"].items())
+        + ".",
         "Ratios to the reference: wall time / processor time, in the same precision and as it ships, in float32.",
     ]
     for action, title in TITLES.items():
