@@ -1,6 +1,7 @@
 # docker build -t surm-seg .                                   CPU
 # docker build -t surm-seg --build-arg DEVICE=cuda .           CUDA (torch brings its own libraries)
 # docker run --rm --read-only --tmpfs /tmp --user "$(id -u):$(id -g)" -v "$PWD:/home/surm" surm-seg train
+# docker run ... --network host surm-seg app --no-browser      the viewer, on the host's loopback address alone
 FROM python:3.11-slim
 
 ARG DEVICE=cpu
@@ -10,6 +11,7 @@ RUN useradd --create-home --uid 10001 surm
 COPY pyproject.toml constraints.txt README.md LICENSE /src/
 COPY surm_seg /src/surm_seg
 COPY pipelines /src/pipelines
+COPY app /src/app
 RUN if [ "$DEVICE" = cpu ]; then \
         pip install --index-url https://download.pytorch.org/whl/cpu torch==2.13.0; \
     fi \

@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": "compare runs on the same cases, by paired tests",
     "doctor": "look at data or a run: is it what it should be?",
     "predict": "segment volumes with a trained run",
+    "app": "look at cases, correct, compare and train in the browser",
     "convert": "turn a trained LoRA into structured deltas",
     "export": "write a run as ONNX or as a MONAI bundle",
     "bench": "measure speed and memory, as ratios side by side",

@@ -14,6 +14,11 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported, and for the commands that tests start: processes side by side that use all processors
+    # each take several times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def write_nifti() -> Callable[..., Path]:

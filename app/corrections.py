@@ -1,0 +1,284 @@
+"""Corrections of a case's label map: a version of its own beside the prediction, with every edit on disk and undo.
+
+REVIEW/v001/about.json    what the version was made from: organs, run, digest of the label map it began with
+           /labels.npy    uint8, axes (z, y, x): the label map as it stands
+           /journal.jsonl one line per edit, undo and redo; a line counts once it is on disk with its digest
+
+The journal is written first and the label map follows it. Whatever a killed process left, opening the version again
+makes the slices that were edited what the journal says; a line that was cut off had not been acknowledged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from errno import ENOSPC
+from pathlib import Path
+from threading import RLock
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary, finalize
+
+import numpy as np
+
+from app import rle
+from surm_seg.errors import BadInput, Corrupt
+from surm_seg.lock import held
+from surm_seg.output_folder import appearing
+
+_VERSION = re.compile(r"v(\d{3,})")
+DIGEST_DIGITS = 16
+"""Of a journal line: enough to tell a line that is whole from one that is not."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A slice that has been changed.
+
+    Args:
+        organs: label values that some voxel of it lost or gained, background left out.
+        revision: the version's, with this change.
+    """
+
+    z: int
+    organs: frozenset[int]
+    revision: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A journal line: a slice before and after, as run lengths."""
+
+    z: int
+    before: str
+    after: str
+
+
+def versions(review: Path) -> list[Path]:
+    """The versions in a review folder, oldest first; those that are being made do not show."""
+    found = [path for path in review.glob("v*") if _VERSION.fullmatch(path.name)]
+    return sorted(found, key=_number)
+
+
+class Correction:
+    """One version, held by this process; made by `Correction.open`, and shared by all who open it here.
+
+    Every change is on disk when the call returns. Several threads may call it, each change is whole.
+
+    Args:
+        folder: REVIEW/v001.
+    """
+
+    _opened: ClassVar[WeakValueDictionary[Path, Correction]] = WeakValueDictionary()
+    _opening: ClassVar = RLock()
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.version = folder, _number(folder)
+        self._lock, holding = RLock(), ExitStack()
+        holding.enter_context(held(folder, "corrected"))
+        finalize(self, holding.close)
+        self.about, self._labels = _contents(folder)
+        self._done: list[_Entry] = []
+        self._undone: list[_Entry] = []
+        self.revision = 0
+        self._replay()
+        self._journal = os.open(folder / "journal.jsonl", os.O_WRONLY | os.O_APPEND)
+        finalize(self, os.close, self._journal)
+
+    @classmethod
+    def open(cls, review: Path, base: np.ndarray, about: Mapping[str, Any], *, fresh: bool = False) -> Correction:
+        """Go on with the newest version that was begun from this label map, or begin the next one.
+
+        Args:
+            review: folder of the versions, made where missing; the prediction itself is never written to.
+            base: uint8 labels, axes (z, y, x); organ `about["labels"][k]` is k + 1.
+            about: plain JSON values to keep with the version: labels, and whatever else tells where it came from.
+            fresh: begin the next version in any case.
+
+        Raises:
+            BadInput: another process holds the version, or the disk refuses.
+            Corrupt: its files are damaged.
+        """
+        stated = {**about, "labels": list(about["labels"]), "base_sha256": _digest_of(base), "shape": [*base.shape]}
+        with cls._opening:
+            earlier = versions(review)
+            if earlier and not fresh and _contents(earlier[-1])[0] == stated:
+                return cls.reopen(earlier[-1])
+            folder = review / f"v{(_number(earlier[-1]) if earlier else 0) + 1:03d}"
+            with appearing(folder, "correction") as partial:
+                np.save(partial / "labels.npy", np.ascontiguousarray(base, np.uint8))
+                (partial / "about.json").write_text(json.dumps(stated, indent=1) + "\n")
+                (partial / "journal.jsonl").touch()
+            return cls.reopen(folder)
+
+    @classmethod
+    def reopen(cls, folder: Path) -> Correction:
+        """A version as it was left; raises as `open` does."""
+        with cls._opening:
+            folder = folder.resolve()
+            known = cls._opened.get(folder)
+            if known is None:
+                known = cls._opened[folder] = cls(folder)
+            return known
+
+    @property
+    def labels(self) -> np.ndarray:
+        """uint8, axes (z, y, x): the label map as it stands and will stand after further edits; read-only."""
+        view = self._labels.view()
+        view.flags.writeable = False
+        return view
+
+    @property
+    def edited(self) -> frozenset[int]:
+        """The slices that differ from what the version began with, as far as edits in effect can tell."""
+        return frozenset(entry.z for entry in self._done)
+
+    @property
+    def can_undo(self) -> bool:
+        return bool(self._done)
+
+    @property
+    def can_redo(self) -> bool:
+        return bool(self._undone)
+
+    def apply(self, z: int, labels: np.ndarray, *, seen: int | None = None) -> Edit:
+        """Replace a slice by these labels (uint8, axes (y, x)); what had been undone is forgotten.
+
+        Args:
+            seen: revision that the labels were drawn on, of this change as of undo and redo; None for whichever it is.
+
+        Raises:
+            BadInput: not a slice of this label map, or a label that is no organ; or somebody else has changed the
+                version since, or the disk refuses, and then the slice is as before.
+        """
+        depth, *size = self._labels.shape
+        if not 0 <= z < depth or labels.shape != tuple(size) or labels.dtype != np.uint8:
+            raise BadInput("edit-shape", f"The edit is not a slice of this case ({size[0]} x {size[1]} voxels).")
+        if labels.max(initial=0) > len(self.about["labels"]):
+            raise BadInput("edit-label", "The edit holds a label that stands for no organ; choose one of the table.")
+        with self._lock:
+            self._check_seen(seen)
+            entry = _Entry(z, rle.encode(self._labels[z]), rle.encode(labels))
+            if entry.before == entry.after:
+                return Edit(z, frozenset(), self.revision)
+            self._write({"edit": [entry.z, entry.before, entry.after]})
+            self._done.append(entry)
+            self._undone.clear()
+            return self._show(z, labels)
+
+    def undo(self, *, seen: int | None = None) -> Edit | None:
+        """Take the last edit in effect back; None where there is none."""
+        with self._lock:
+            self._check_seen(seen)
+            if not self._done:
+                return None
+            self._write({"undo": len(self._done)})
+            entry = self._done.pop()
+            self._undone.append(entry)
+            return self._show(entry.z, self._decoded(entry.before))
+
+    def redo(self, *, seen: int | None = None) -> Edit | None:
+        """Make the edit that was last taken back once more; None where there is none."""
+        with self._lock:
+            self._check_seen(seen)
+            if not self._undone:
+                return None
+            self._write({"redo": len(self._undone)})
+            entry = self._undone.pop()
+            self._done.append(entry)
+            return self._show(entry.z, self._decoded(entry.after))
+
+    def _show(self, z: int, labels: np.ndarray) -> Edit:
+        before = self._labels[z].copy()
+        self._labels[z] = labels
+        moved = before != labels
+        touched = np.union1d(before[moved], labels[moved])
+        return Edit(z, frozenset(touched[touched > 0].tolist()), self.revision)
+
+    def _check_seen(self, seen: int | None) -> None:
+        if seen not in (None, self.revision):
+            sentence = "Another page has changed this version meanwhile. It is shown as it is now: draw once more."
+            raise BadInput("edit-stale", sentence)
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        text = json.dumps(line).encode()
+        whole = json.dumps({"sha256": hashlib.sha256(text).hexdigest()[:DIGEST_DIGITS]}).encode() + b" " + text + b"\n"
+        end = os.fstat(self._journal).st_size
+        try:
+            if os.write(self._journal, whole) < len(whole):
+                raise OSError(ENOSPC, os.strerror(ENOSPC))
+            os.fsync(self._journal)
+        except OSError as error:
+            os.truncate(self._journal, end)
+            raise BadInput(
+                "edit-disk", f"The edit was not made: {error.strerror}; free space, then repeat it."
+            ) from error
+        self.revision += 1
+
+    def _replay(self) -> None:
+        """Bring the stacks and the edited slices to what the journal says, and cut a torn line off its end."""
+        path = self.folder / "journal.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        whole = [_parsed(line) for line in lines]
+        if whole and whole[-1] is None:
+            with open(path, "r+b") as journal:
+                journal.truncate(sum(map(len, lines[:-1])))
+            whole.pop()
+        if None in whole:
+            raise _damaged(self.folder)
+        first: dict[int, str] = {}
+        for line in whole:
+            assert line is not None
+            if "edit" in line:
+                self._done.append(_Entry(*line["edit"]))
+                self._undone.clear()
+                first.setdefault(self._done[-1].z, self._done[-1].before)
+            else:
+                source, target = (self._done, self._undone) if "undo" in line else (self._undone, self._done)
+                target.append(source.pop())
+            self.revision += 1
+        for z, runs in (first | {entry.z: entry.after for entry in self._done}).items():
+            self._labels[z] = self._decoded(runs)
+
+    def _decoded(self, runs: str) -> np.ndarray:
+        _, rows, columns = self._labels.shape
+        return rle.decode(runs, (rows, columns))
+
+
+def _contents(folder: Path) -> tuple[dict[str, Any], np.memmap]:
+    """What a version began from, and its label map; raises Corrupt."""
+    try:
+        about = json.loads((folder / "about.json").read_bytes())
+        labels = np.load(folder / "labels.npy", mmap_mode="r+", allow_pickle=False)
+        if [*labels.shape] != about["shape"] or labels.dtype != np.uint8 or not isinstance(labels, np.memmap):
+            raise ValueError("not the label map of this version")
+        return about, labels
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise _damaged(folder) from error
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The content of a journal line; None where it is not whole."""
+    stated, _, text = line.removesuffix(b"\n").partition(b"} ")
+    try:
+        same = json.loads(stated + b"}")["sha256"] == hashlib.sha256(text).hexdigest()[:DIGEST_DIGITS]
+        return json.loads(text) if same and line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _damaged(folder: Path) -> Corrupt:
+    return Corrupt("correction", f"Version {folder.name} of this case is damaged; begin a new one from the prediction.")
+
+
+def _number(folder: Path) -> int:
+    match = _VERSION.fullmatch(folder.name)
+    return int(match[1]) if match else 0
+
+
+def _digest_of(labels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(labels, np.uint8).data).hexdigest()

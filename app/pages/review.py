@@ -1,0 +1,148 @@
+"""Review: look at a segmentation, find what is wrong, correct it, score it again, take it away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import streamlit as st
+
+from app import choice, screen, segmenting
+from app.opened import Opened, open_case
+from app.scores import Score
+from app.screen import shown
+from app.viewer import events, viewer
+from app.workspace import Run, Study, Workspace
+from surm_seg.errors import Corrupt
+
+MIME = {".gz": "application/gzip", ".dcm": "application/dicom", ".csv": "text/csv", ".json": "application/json"}
+
+
+def show() -> None:
+    workspace = Workspace()
+    runs, found = choice.usable_runs(workspace), choice.studies(workspace)
+    if not runs or not found:
+        screen.title("Review")
+        st.info("There is nothing to review yet: the page Cases makes the demo, or takes a volume.")
+        return
+    with st.sidebar:
+        run = choice.run_menu(runs)
+        scores = workspace.scores(run, found)
+        ready = [study for study in found if workspace.prediction(study, run) is not None]
+        if not ready:
+            st.info(f"{run.name} has segmented no case yet; do so on the page Cases.")
+            return
+        study = listed(choice.worst_first(ready, scores), scores)
+    opened = kept(workspace, study, run)
+    if opened is None:
+        return
+
+    @screen.guarded
+    def act(event: events.Event) -> None:
+        if isinstance(event, events.Edit):
+            opened.edited(event.z, event.labels)
+        elif isinstance(event, events.Prompt):
+            opened.asked(event)
+
+    with st.sidebar:
+        version(opened)
+        take_away(opened)
+    viewer(f"review {study.key} {run.identity}", opened.scene(prompts=bool(st.session_state.get("prompts"))), act)
+
+
+def listed(found: Sequence[Study], scores: Mapping[str, Score]) -> Study:
+    """The cases that can be reviewed, worst first; the chosen one."""
+    keys = [study.key for study in found]
+    before = choice.current(found)
+    names = {study.key: f"{shown(scores.get(study.key, Score(None)).dice)}  {study.name}" for study in found}
+    picked = st.radio(
+        "Cases, worst Dice first",
+        keys,
+        index=keys.index(before.key),
+        format_func=lambda key: names[key],
+        key=f"review list {len(keys)}",
+    )
+    choice.remember(case=picked)
+    return found[keys.index(picked)]
+
+
+def kept(workspace: Workspace, study: Study, run: Run) -> Opened | None:
+    """The case as this session has it open; opened, and scored, the first time.
+
+    None where its newest version is damaged, which the page says, with the way out.
+    """
+    key = ("review", study.key, run.identity, str(study.case.label_sha256))
+
+    def opened(owner: str) -> Opened:
+        with st.spinner("Opening and scoring"):
+            return open_case(owner, workspace, study, run)
+
+    def anew(owner: str) -> Opened:
+        made = open_case(owner, workspace, study, run, corrected=False)
+        made.begin_anew()
+        return made
+
+    try:
+        return screen.session().kept(key, opened)
+    except Corrupt as error:
+        if error.code != "correction":
+            raise
+        screen.refusal(error)
+        if st.button("Begin a new version", help="The damaged one stays on disk."):
+            screen.session().kept(key, anew)
+            st.rerun()
+        return None
+
+
+def version(opened: Opened) -> None:
+    """What is on the screen, that it is safe, and the ways back."""
+    correction = opened.correction
+    if correction is None:
+        st.caption("The prediction as it is; the first stroke begins version 1 beside it.")
+    else:
+        slices = len(correction.edited)
+        counted = "1 slice" if slices == 1 else f"{slices} slices"
+        st.caption(f"**{opened.version.capitalize()}**, {counted} corrected, all saved; the prediction is untouched.")
+    with st.container(horizontal=True, gap="small"):
+        st.button("Undo", on_click=screen.guarded(opened.undo), disabled=not (correction and correction.can_undo))
+        st.button("Redo", on_click=screen.guarded(opened.redo), disabled=not (correction and correction.can_redo))
+        st.button(
+            "New",
+            on_click=screen.guarded(opened.begin_anew),
+            disabled=correction is None,
+            help="Begin another version from the prediction; this one stays on disk.",
+        )
+    answer = screen.guarded(lambda: answering(opened.run))
+    st.toggle("Box and point prompts", key="prompts", on_change=answer, help="Answered by the frozen backbone")
+
+
+def answering(run: Run) -> None:
+    """Load the backbone before the first prompt; one that answers none, or is not there, leaves the switch off."""
+    if not st.session_state.get("prompts"):
+        return
+    st.session_state["prompts"] = False
+    if segmenting.resident(run).prompts:
+        st.session_state["prompts"] = True
+    else:
+        st.toast("This run's backbone answers no prompts; one of the SAM family does.")
+
+
+def take_away(opened: Opened) -> None:
+    """The files of what is on the screen, made when asked for."""
+    with st.expander("Take away"), screen.sentences():
+        st.caption("Label map on the input's grid, volumes, scores and report of what is on the screen.")
+        key = f"taken {opened.study.key} {opened.run.identity}"
+        now = (opened.version, opened.correction.revision if opened.correction else 0)
+        if st.button("Make the files"):
+            with st.spinner("Writing on the grid of the input"):
+                st.session_state[key] = (now, opened.take_away())
+        made, files = st.session_state.get(key, (None, {}))
+        if files and made != now:
+            st.caption("Corrected since: make the files again.")
+        elif files:
+            for name, path in files.items():
+                mime = MIME.get(path.suffix, "text/html")
+                content = path.read_bytes()
+                st.download_button(name, content, name, mime, key=f"take {name}", on_click="ignore", width="stretch")
+
+
+show()

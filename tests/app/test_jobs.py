@@ -1,0 +1,130 @@
+"""Work that the app starts: it outlives the app, is found again, stops when asked, and its log names nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app import jobs
+from app.jobs import Job
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LINE = ["--task", "tasks.line", "--device", "cpu", "--precision", "float32", "--workers", "0", "--warmup", "0"]
+SLOW = [*LINE, "--steps", "2000", "--pause", "0.05", "--checkpoint_every", "1000", "--output", "runs/slow"]
+PATIENCE = 300
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where an app works; no job outlives the test."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "tests"))
+    yield tmp_path
+    for job in jobs.jobs(tmp_path / "jobs"):
+        if job.state == "running":
+            os.kill(job.process, signal.SIGKILL)
+
+
+def until(seen: Callable[[], bool]) -> None:
+    """Wait for what another process is about to do."""
+    end = time.monotonic() + PATIENCE
+    while not seen():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def test_a_training_ends_with_its_status_its_log_and_its_progress(place: Path) -> None:
+    words = [*LINE, "--steps", "6", "--output", "runs/line"]
+    done = jobs.start("train", words, place / "jobs", work=place)
+    nonsense = jobs.start("train", ["--no-such-option"], place / "jobs", work=place)
+    assert [job.state for job in (done, nonsense)] == ["running"] * 2
+    until(lambda: "running" not in [job.state for job in (done, nonsense)])
+    assert [job.state for job in (done, nonsense)] == ["finished", "failed"]
+    assert (done.progress, done.status, nonsense.status) == (1.0, 0, 2)
+    assert (place / "runs" / "line" / "run.json").exists() and done.output == place / "runs" / "line"
+    assert any("trained in" in line for line in done.log_tail()) and len(done.log_tail(2)) == 2
+    assert "no_such_option" in nonsense.log_tail()[-1]
+    assert {job.id for job in jobs.jobs(place / "jobs")} == {done.id, nonsense.id}
+
+
+START = "import sys; from pathlib import Path; from app import jobs; " \
+    "jobs.start('train', sys.argv[2:], Path(sys.argv[1]) / 'jobs', work=Path(sys.argv[1]))"  # fmt: skip
+
+
+def test_it_outlives_the_app_saves_when_cancelled_and_goes_on_when_resumed(place: Path) -> None:
+    app = subprocess.Popen([sys.executable, "-c", START, str(place), *SLOW], cwd=REPOSITORY)
+    until(lambda: any(job.progress for job in jobs.jobs(place / "jobs")))
+    app.kill()
+    app.wait()
+    (job,) = jobs.jobs(place / "jobs")
+    before = job.progress
+    assert before is not None and 0 < before < 1
+    until(lambda: (job.progress or 0) > before)
+    assert job.state == "running" and os.getpgid(job.process) == job.process
+    job.cancel()
+    until(lambda: job.state != "running")
+    stopped = job.progress or 1
+    assert (job.state, job.status) == ("cancelled", 130)
+    assert list((place / "runs" / "slow" / "checkpoints").glob("step-*"))
+    again = jobs.start("train", [*SLOW, "--resume"], place / "jobs", work=place)
+    until(lambda: again.state != "running" or (again.progress or 0) > stopped)
+    assert again.state == "running" and [one.id for one in jobs.jobs(place / "jobs")] == [again.id, job.id]
+    os.kill(again.process, signal.SIGKILL)
+    until(lambda: again.state != "running")
+    assert (again.state, again.status) == ("failed", None)
+
+
+def test_a_later_process_of_the_same_number_is_not_taken_for_the_job(tmp_path: Path) -> None:
+    job = Job(tmp_path, "train", (), tmp_path, 0.0, os.getpid(), born=1.0)
+    assert job.state == "failed" and job.log_tail() == [] and job.progress is None
+    job.cancel()  # and this process goes on
+    assert job.state == "cancelled"
+
+
+def test_a_clock_that_was_set_does_not_lose_a_job(tmp_path: Path) -> None:
+    born = psutil.Process().create_time() + 1.0
+    assert Job(tmp_path, "train", (), tmp_path, 0.0, os.getpid(), born).state == "running"
+
+
+def test_what_is_no_job_or_is_damaged_hides_none(tmp_path: Path) -> None:
+    assert jobs.jobs(tmp_path / "jobs") == []
+    for name, content in (("a", ""), ("b", "{}"), ("c", "[1]")):
+        (tmp_path / "jobs" / name).mkdir(parents=True)
+        (tmp_path / "jobs" / name / "job.json").write_text(content)
+    (tmp_path / "jobs" / "d").mkdir()
+    known = {"kind": "train", "argv": [], "work": "/", "started": 1.0, "process": 2**22, "born": 0.0}
+    (tmp_path / "jobs" / "d" / "job.json").write_text(json.dumps(known))
+    assert [(job.id, job.state) for job in jobs.jobs(tmp_path / "jobs")] == [("d", "failed")]
+
+
+def test_the_log_of_a_prediction_names_no_file_of_the_user(place: Path) -> None:
+    """The command refuses these inputs with sentences that quote them."""
+    ward = place / "ward"
+    (ward / "Smith, John").mkdir(parents=True)
+    (ward / "twice").mkdir()
+    for ending in (".mha", ".nii.gz"):
+        (ward / "twice" / f"Doe_Jane_1960{ending}").write_bytes(b"not read")
+    expected = {
+        "ward/Smith, John": "the input holds no volume",
+        "ward/twice": "Several inputs would be written as input 2;",
+    }
+    each = {
+        stated: jobs.start(
+            "predict", ["--run", "none", f"--input={stated}", "--output", "out"], place / "jobs", work=place
+        )
+        for stated in expected
+    }
+    until(lambda: all(job.state == "failed" for job in each.values()))
+    for stated, sentence in expected.items():
+        assert sentence in each[stated].log_tail()[-1]
+        log = (each[stated].folder / "log").read_text()
+        assert not any(name in log for name in ("Smith", "John", "Doe", "Jane"))
+        assert (each[stated].folder / "job.json").stat().st_mode & 0o077 == 0

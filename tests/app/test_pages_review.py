@@ -1,0 +1,287 @@
+"""A review from opening to taking away, and volumes that a user brings: good ones, and every bad one of the list."""
+
+import csv
+import gzip
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import streamlit as st
+from clinic import at, shared_workspace, visit
+from streamlit.testing.v1 import AppTest
+
+from app import screen, serving
+from app.opened import Opened, open_case, organs_of, slices_of
+from app.workspace import Workspace
+from surm_seg.errors import BadInput
+from surm_seg.metrics import RECOMMENDED
+from surm_seg.scored import score_case
+from surm_seg.volume import read_labels
+
+CANARY = "Canary^Patient-4711"
+
+
+@pytest.fixture
+def clinic(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    shutil.copytree(shared_workspace(tmp_path_factory), tmp_path / "clinic")
+    with at(tmp_path / "clinic"):
+        yield Workspace()
+        st.cache_resource.clear()  # ends the session of this test
+        assert not [*Path("uploads").glob("*")]
+
+
+@pytest.fixture
+def opened(clinic: Workspace) -> Opened:
+    return reopened(clinic)
+
+
+def reopened(clinic: Workspace) -> Opened:
+    """The first scored case, as a session that has just begun opens it."""
+    (run,) = clinic.runs()
+    key = min(clinic.scores(run, clinic.studies()))
+    return open_case("session", clinic, next(study for study in clinic.studies() if study.key == key), run)
+
+
+def dice_of(opened: Opened) -> dict[str, float | None]:
+    return {organ: score.dice for organ, score in opened.scored.items()}
+
+
+def test_a_correction_is_a_version_beside_the_prediction_scored_at_once(clinic: Workspace, opened: Opened) -> None:
+    prediction, reference = np.array(opened.labels), opened.reference
+    assert reference is not None and opened.correction is None
+    z = int(np.abs(prediction.astype(int) - reference).reshape(len(reference), -1).astype(bool).sum(1).argmax())
+    opened.edited(z, np.array(reference[z]))
+    expected = prediction.copy()
+    expected[z] = reference[z]
+    assert np.array_equal(opened.labels, expected) and opened.version == "version 1"
+    rows = score_case(expected, reference, opened.run.labels, opened.spacing, opened.study.name).rows
+    assert dice_of(opened) == {row.score.organ: row.score.dice for row in rows if row.score.protocol == RECOMMENDED}
+    scene = opened.scene(prompts=False)
+    assert {slice.z: slice.error_mm2 for slice in scene.slices}[z] == 0
+    base = clinic.voxels(opened.study, opened.run)
+    assert base is not None and np.array_equal(base, prediction)
+
+
+def test_a_closed_tab_loses_nothing_and_undo_reaches_back(clinic: Workspace, opened: Opened) -> None:
+    before, z = np.array(opened.labels), len(opened.labels) // 2
+    opened.edited(z, np.full_like(before[z], 5))
+    again = reopened(clinic)
+    assert again.version == "version 1" and (again.labels[z] == 5).all()
+    again.undo()
+    assert np.array_equal(again.labels, before)
+    again.redo()
+    assert (again.labels[z] == 5).all()
+    again.begin_anew()
+    assert again.version == "version 2" and np.array_equal(again.labels, before)
+
+
+def test_of_two_pages_none_undoes_what_it_has_not_seen_and_both_come_to_show_the_same(
+    clinic: Workspace, opened: Opened
+) -> None:
+    """The browser sends whole slices: one drawn on an older picture would take the other page's strokes back."""
+    other, z = reopened(clinic), len(opened.labels) // 2
+    mine, theirs = np.array(opened.labels[z]), np.array(opened.labels[z])
+    mine[:20], theirs[-20:] = 5, 2
+    opened.edited(z, mine)
+    for _ in range(2):  # the second stroke was on its way when the first was refused
+        with pytest.raises(BadInput, match="Another page"):
+            other.edited(z, theirs)
+    assert np.array_equal(opened.labels[z], mine)
+    before = other.changes
+    scene = other.scene(prompts=False)
+    assert other.changes > before and scene.slices == opened.scene(prompts=False).slices
+    assert (scene.layers["prediction"].name, dice_of(other)) == ("version 1", dice_of(opened))
+    assert np.array_equal(other.counts, opened.counts)
+    other.edited(z, np.where(theirs == 2, 2, mine).astype(np.uint8))
+    with pytest.raises(BadInput, match="Another page"):
+        opened.undo()
+    opened.scene(prompts=False)
+    opened.undo()
+    assert np.array_equal(opened.labels[z], mine)
+
+
+def test_runs_are_compared_as_they_are_whatever_was_corrected(clinic: Workspace, opened: Opened) -> None:
+    before, scores = np.array(opened.labels), dice_of(opened)
+    assert opened.reference is not None
+    z = int(np.count_nonzero(opened.reference, axis=(1, 2)).argmax())
+    opened.edited(z, np.array(opened.reference[z]))
+    raw = open_case("session", clinic, opened.study, opened.run, corrected=False)
+    assert np.array_equal(raw.labels, before) and dice_of(raw) == scores != dice_of(opened)
+
+
+def test_a_damaged_version_does_not_lock_its_case(clinic: Workspace, opened: Opened) -> None:
+    opened.edited(0, np.full(opened.labels.shape[1:], 5, np.uint8))
+    folder, key = opened.folder, opened.study.key
+    opened.correction = None  # its page is closed
+    (folder / "v001" / "about.json").write_text("{")
+    app = visit("review", case=key)
+    assert "v001" in app.error[0].value and "correction" in app.error[0].value
+    next(button for button in app.button if button.label == "Begin a new version").click()
+    app.run()
+    assert not app.error and any("Version 2" in caption.value for caption in app.caption)
+
+
+def test_a_session_keeps_few_cases_open_and_serves_no_others() -> None:
+    session, shown = screen.Session(), serving.Shown(np.zeros((1, 2, 2), np.int16), {})
+    tokens = [session.kept((str(n),), lambda owner: serving.publish(owner, shown)) for n in range(screen.MOST_OPENED)]
+    assert session.kept(("0",), lambda owner: "made again") == tokens[0]
+    session.kept(("one more",), lambda owner: serving.publish(owner, shown))
+    assert session.kept(("1",), lambda owner: "made again") == "made again"
+    with pytest.raises(KeyError):
+        serving.replace(tokens[1], "prediction", np.zeros((1, 2, 2), np.uint8))
+    serving.replace(tokens[0], "prediction", np.zeros((1, 2, 2), np.uint8))
+    session.close()
+    with pytest.raises(KeyError):
+        serving.replace(tokens[0], "prediction", np.zeros((1, 2, 2), np.uint8))
+
+
+def test_volumes_follow_the_edit(opened: Opened) -> None:
+    z, spacing = 0, opened.spacing
+    assert spacing is not None
+    opened.edited(z, np.full(opened.labels.shape[1:], 5, np.uint8))
+    liver = next(organ for organ in opened.scene(prompts=False).organs if organ.value == 5)
+    assert liver.ml == pytest.approx(np.count_nonzero(opened.labels == 5) * np.prod(spacing) / 1000)
+
+
+def test_without_a_reference_there_is_no_score(clinic: Workspace, opened: Opened) -> None:
+    organs = organs_of(opened.run.labels, opened.counts.sum(0), opened.spacing, {})
+    assert all(organ.dice is None and organ.hd95 is None and organ.ml is not None for organ in organs)
+    assert slices_of(None, opened.run.labels) == []
+
+
+def test_nothing_is_in_mm_or_ml_where_the_spacing_is_unknown(opened: Opened) -> None:
+    assert all(organ.ml is None for organ in organs_of(opened.run.labels, opened.counts.sum(0), None, {}))
+
+
+def test_an_organ_that_neither_side_has_is_not_defined(opened: Opened) -> None:
+    """Empty against empty is neither 1 nor 0, on the screen as in the tables."""
+    assert opened.reference is not None
+    cleared = np.where(opened.labels == 4, 0, opened.labels).astype(np.uint8)
+    reference = np.where(opened.reference == 4, 0, opened.reference).astype(np.uint8)
+    rows = score_case(cleared, reference, opened.run.labels, opened.spacing, "x").rows
+    scored = {row.score.organ: row.score for row in rows if row.score.protocol == RECOMMENDED}
+    gallbladder = organs_of(opened.run.labels, opened.counts.sum(0), opened.spacing, scored)[3]
+    assert (gallbladder.dice, gallbladder.hd95, gallbladder.flag) == (None, None, "")
+
+
+def test_what_is_taken_away_reads_back_on_the_grid_of_the_input(opened: Opened) -> None:
+    opened.edited(3, np.full(opened.labels.shape[1:], 2, np.uint8))
+    files = opened.take_away()
+    name = f"{opened.study.name}.nii.gz"
+    volume = read_labels(files[name])
+    assert volume.grid.matches(opened.study.case.grid) and np.array_equal(volume.lps(), opened.labels)
+    record = json.loads(files["review.json"].read_text())
+    assert record["origin"]["labels"] == "version 1" and "radiological" in record["convention"]
+    with files["volumes.csv"].open() as table:
+        assert [row["organ"] for row in csv.DictReader(table)] == list(opened.run.labels)
+    assert "Research use only" in files["report.html"].read_text()
+
+
+def test_a_label_map_of_another_shape_is_a_sentence(clinic: Workspace, opened: Opened) -> None:
+    np.save(clinic.review(opened.study, opened.run) / "prediction.npy", np.zeros((3, 4, 5), np.uint8))
+    app = visit("review", case=opened.study.key)
+    assert "grids-differ" in app.error[0].value
+    with pytest.raises(BadInput):
+        reopened(clinic)
+
+
+def bring(name: str, content: bytes, app: AppTest | None = None) -> AppTest:
+    """Upload a file on the page Cases and have it read."""
+    app = app or visit()
+    uploader = next(widget for widget in app.get("file_uploader") if "series" in widget.label)  # pyright: ignore
+    uploader.set_value([(name, content, "application/octet-stream")])  # pyright: ignore[reportAttributeAccessIssue]
+    app.run()
+    next(button for button in app.button if button.label == "Read the volume").click()
+    app.run()
+    assert not app.exception
+    return app
+
+
+def nifti(shape: tuple[int, ...], **header: float) -> bytes:
+    voxels = np.random.default_rng(0).integers(-200, 200, shape).astype(np.int16)
+    image = nib.Nifti1Image(voxels, np.diag([-2.0, -2.0, 5.0, 1.0]))
+    for name, value in header.items():
+        image.header[name] = value
+    return image.to_bytes()
+
+
+def test_an_upload_is_listed_and_says_what_is_unlike_training(clinic: Workspace) -> None:
+    app = bring(f"{CANARY}.nii", nifti((40, 30, 8)))
+    assert not app.error
+    assert any("Unlike the training cases" in warning.value for warning in app.warning)
+    assert any(button.label == "Segment with demo" for button in app.button)
+    names = [path.name for path in Path("uploads").rglob("*")]
+    assert names and not any(CANARY in name for name in names)
+
+
+def cases_of(app: AppTest) -> list[dict[str, object]]:
+    """The uploads in the table of cases."""
+    table = next(frame.value for frame in app.dataframe if "Case" in frame.value.columns)
+    return [row for row in table.to_dict("records") if row["Case"].startswith("upload-")]
+
+
+def test_an_upload_is_known_again_by_its_voxels(clinic: Workspace) -> None:
+    """Of a volume that is brought twice one copy is kept; and brought another day, it has the name of before."""
+    app = bring("a.nii", nifti((40, 30, 8)))
+    (before,) = cases_of(bring("b.nii", nifti((40, 30, 8)), app))
+    assert len([*Path("uploads").glob("*/upload-*")]) == 1
+    st.cache_resource.clear()  # the session ends
+    (after,) = cases_of(bring("c.nii", nifti((40, 30, 8))))
+    assert before["Case"] == after["Case"]
+
+
+def test_a_reference_that_comes_after_the_prediction_scores_it_for_as_long_as_it_is_there(clinic: Workspace) -> None:
+    """The next session brings the volume without it: no reference, no score."""
+    source = next(Path("data/phantom/source/img").iterdir())
+    app = bring("a.nii.gz", source.read_bytes())
+    next(button for button in app.button if button.label == "Segment with demo").click()
+    app.run()
+    for thread in threading.enumerate():
+        if thread.name == "segmenting":
+            thread.join(120)
+    (before,) = cases_of(app.run())
+    image = nib.load(source)
+    drawn = np.zeros(image.shape, np.uint8)
+    drawn[10:30, 10:30] = 1
+    uploader = next(widget for widget in app.get("file_uploader") if "label map" in widget.label)  # pyright: ignore
+    labels = nib.Nifti1Image(drawn, image.affine).to_bytes()
+    uploader.set_value([("labels.nii", labels, "application/octet-stream")])  # pyright: ignore
+    app.run()
+    next(button for button in app.button if button.label == "Read the reference").click()
+    (scored,) = cases_of(app.run())
+    assert not app.error and (np.isnan(before["Dice"]), np.isnan(scored["Dice"])) == (True, False)
+    st.cache_resource.clear()
+    (again,) = cases_of(bring("a.nii.gz", source.read_bytes()))
+    assert again["Case"] == scored["Case"] and np.isnan(again["Dice"])
+
+
+def test_two_uploads_of_one_name_are_two_cases(clinic: Workspace) -> None:
+    app = bring("ct.nii", nifti((40, 30, 8)))
+    app = bring("ct.nii", nifti((44, 30, 8)), app)
+    assert not app.error and len([*Path("uploads").glob("*/upload-*")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("notes.docx", b"PK\x03\x04 no volume"),
+        ("empty.nii", b""),
+        ("cut.nii", nifti((40, 30, 8))[:2000]),
+        ("cut.nii.gz", gzip.compress(nifti((40, 30, 8)))[:-3000]),
+        ("four.nii", nifti((10, 10, 5, 3))),
+        ("header.nii", nifti((40, 30, 8))[:352]),
+        ("fake.nii.gz", b"this is no gzip"),
+        ("IM0001", b"\0" * 128 + b"DICM" + b"broken"),
+    ],
+)
+def test_a_bad_upload_is_one_sentence_and_the_rest_goes_on(clinic: Workspace, name: str, content: bytes) -> None:
+    app = bring(name, content)
+    (error,) = app.error
+    assert error.value.count("`") == 2 and name not in error.value and str(Path.cwd()) not in error.value
+    assert [frame for frame in app.dataframe if "Case" in frame.value.columns]
+    assert not [*Path("uploads").glob("*/upload-*")]
