@@ -52,7 +52,7 @@ class EngineConfig:
         workers: data loader processes; any number gives the same data.
     """
 
-    steps: int = 240
+    steps: int = 200
     batch_size: int = 8
     learning_rate: float = 2e-3
     weight_decay: float = 0.01

@@ -22,7 +22,7 @@ from surm_seg import backbones, structures
 
 POLL = "2s"
 PHANTOM = "phantom"
-BUDGETS = {"quick look": 100, "demo": 240, "thorough": 1000, "long": 3000}
+BUDGETS = {"quick look": 100, "demo": 200, "thorough": 1000, "long": 3000}
 """Optimiser steps."""
 
 SIZES = (128, 256, 384, 512, 1024)
