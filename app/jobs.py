@@ -29,8 +29,7 @@ import psutil
 import yaml
 
 from app.nameless import Nameless, private_names, value_of
-from surm_seg.cli import INTERRUPTED
-from surm_seg.errors import BadInput
+from surm_seg.errors import INTERRUPTED, BadInput
 from surm_seg.volume import replacing
 
 Kind = Literal["train", "evaluate"]

@@ -23,8 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from surm_seg.cli import INTERRUPTED
-from surm_seg.errors import SurmError
+from surm_seg.errors import INTERRUPTED, SurmError
 from surm_seg.volume import replacing
 
 PRELOADED = ["pipelines.supervised", "surm_seg.engine"]

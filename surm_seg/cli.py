@@ -22,10 +22,9 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from surm_seg.errors import BadInput, NoDevice, SurmError
+from surm_seg.errors import INTERRUPTED, BadInput, NoDevice, SurmError
 
 SOME_CASES_FAILED = 5
-INTERRUPTED = 130
 
 COMMANDS = {
     "prepare": "turn CT volumes and labels into a prepared data set",

@@ -6,6 +6,9 @@ mistake and ends a command with exit status 1.
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit status of a command that its user ends."""
+
 
 class SurmError(Exception):
     """Base of the user-facing errors.

@@ -237,3 +237,12 @@ def load(model: nn.Module, folder: Path) -> nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     return model
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The plain model out of what `tuned` or `load` returned, its deltas in its weights.
+
+    Raises:
+        BadConfig: an adapter that acts after a module has no such form.
+    """
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model  # pyright: ignore[reportCallIssue]

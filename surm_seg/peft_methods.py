@@ -153,7 +153,7 @@ def ln_tuning(model: nn.Module) -> PeftConfig:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """PEFT without its warning for layers that are no Linear, and its BOFT without a CUDA extension.
+    """PEFT without warnings that are no user's matter, and its BOFT without a CUDA extension.
 
     BOFT would try to compile that for every layer. Without it there is one butterfly factor, so that the same method is
     trained and loaded with and without a compiler.
@@ -164,6 +164,9 @@ def quietly() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unsupported layer type")
+            warnings.filterwarnings(
+                "ignore", ".*is_gradient_checkpointing", FutureWarning
+            )  # PEFT asks for the old name
             yield
     finally:
         layer._FBD_CUDA = before

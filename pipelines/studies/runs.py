@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.studies.data import prepared
-from pipelines.studies.table import INTERRUPTED, Found, Row, markdown, write
+from pipelines.studies.table import Found, Row, markdown, write
 from surm_seg.cases import Dataset
-from surm_seg.errors import BadInput, Corrupt, SurmError
+from surm_seg.errors import INTERRUPTED, BadInput, Corrupt, SurmError
 from surm_seg.lock import held
 from surm_seg.metrics import RECOMMENDED
 from surm_seg.output_folder import writing

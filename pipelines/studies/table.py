@@ -18,12 +18,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from surm_seg.errors import SurmError
+from surm_seg.errors import INTERRUPTED, SurmError
 from surm_seg.output_folder import check_writable, writing
 from surm_seg.provenance import provenance
 from surm_seg.volume import replacing
-
-INTERRUPTED = 130  # exit status, as of every command
 
 Row = dict[str, str]
 

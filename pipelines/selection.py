@@ -1,0 +1,151 @@
+"""Trainings that are compared, each at its best learning rate: what `surm-seg sweep` and some studies are made of.
+
+The rate of an arm is chosen on the validation set with seed 0; the test set is then read at that rate, over all seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.supervised import summary_of
+from surm_seg.cells import Cell, Done, Train, carried_out
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is run.
+
+    Args:
+        arms: name, as a part of a folder's name -> the options of `surm-seg train` that no other arm has.
+        rates: learning rates that every arm is tried at, rising.
+        seeds: 0, 1, ... at the best rate.
+        jobs: runs at once.
+        folder: of the runs; a finished one is not repeated.
+        words: options of `surm-seg train` that all runs share.
+    """
+
+    arms: Mapping[str, Sequence[str]]
+    rates: Sequence[float]
+    seeds: int
+    jobs: int
+    folder: Path
+    words: Sequence[str]
+
+    def cell(self, arm: str, rate: float, seed: int) -> Cell:
+        words = (*self.words, *self.arms[arm], "--learning_rate", repr(rate), "--seed", str(seed))
+        key = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+        return Cell(f"{arm}-{rate:g}-seed{seed}-{key[:8]}", words)
+
+    @property
+    def most(self) -> int:
+        """Number of runs where none fails."""
+        return len(self.arms) * (len(self.rates) + self.seeds - 1)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """An arm at its best learning rate.
+
+    Args:
+        at_the_edge: whether that rate is the lowest or highest that was tried, so that a better one may lie beyond.
+        validation: what each rate came to, of those that finished.
+        runs: of all seeds that finished, at the best rate.
+        score: name of the metric that stands for the others.
+        metrics: of the test set, by seed.
+        parameters: trained ones, of `surm_seg.methods.Parameters`.
+        options: of the method.
+    """
+
+    arm: str
+    rate: float
+    at_the_edge: bool
+    validation: Mapping[float, float]
+    runs: Mapping[int, Done]
+    score: str
+    metrics: Mapping[int, Mapping[str, float]]
+    parameters: Mapping[str, int]
+    options: Mapping[str, Any]
+
+    @property
+    def scores(self) -> list[float]:
+        """Of the test set, a value for each seed."""
+        return [metrics[self.score] for metrics in self.metrics.values()]
+
+    @property
+    def shown_rate(self) -> str:
+        """For a table."""
+        return f"{self.rate:g}{' (edge)' if self.at_the_edge else ''}"
+
+    def figures(self) -> dict[str, Any]:
+        """For table.json."""
+        return {
+            "options": self.options,
+            "parameters": self.parameters,
+            "rate": self.rate,
+            "validation": {f"{rate:g}": value for rate, value in self.validation.items()},
+            "test": {str(seed): metrics for seed, metrics in self.metrics.items()},
+            "seconds": {str(seed): done.seconds for seed, done in self.runs.items()},
+            "peak_bytes": {str(seed): done.peak_bytes for seed, done in self.runs.items()},
+        }
+
+
+def selected(comparison: Comparison, train: Train) -> tuple[dict[str, Selected], dict[str, str]]:
+    """What finished, in the order of the arms, and the error of every cell that failed.
+
+    Args:
+        train: `surm_seg.train.main`, which no pipeline may import.
+    """
+    failed: dict[str, str] = {}
+    arms, rates = comparison.arms, comparison.rates
+    tried = {(arm, rate): comparison.cell(arm, rate, 0) for arm in arms for rate in rates}
+    done = dict(_told(list(tried.values()), comparison, train, failed))
+    validation = {
+        arm: {rate: _validated(done[tried[arm, rate].name].folder) for rate in rates if tried[arm, rate].name in done}
+        for arm in arms
+    }
+    best = {arm: max(scores, key=scores.__getitem__) for arm, scores in validation.items() if scores}
+    others = range(1, comparison.seeds)
+    seeds = {(arm, seed): comparison.cell(arm, rate, seed) for arm, rate in best.items() for seed in others}
+    done |= dict(_told(list(seeds.values()), comparison, train, failed))
+    found = {}
+    for arm, rate in best.items():
+        cells = {0: tried[arm, rate], **{seed: seeds[arm, seed] for seed in others}}
+        runs = {seed: done[cell.name] for seed, cell in cells.items() if cell.name in done}
+        summaries = {seed: summary_of(run.folder) for seed, run in runs.items()}
+        record = json.loads((runs[0].folder / "run.json").read_bytes())
+        found[arm] = Selected(
+            arm,
+            rate,
+            len(rates) > 1 and rate in (rates[0], rates[-1]),
+            validation[arm],
+            runs,
+            summaries[0]["score"],
+            {seed: summary["metrics"] for seed, summary in summaries.items()},
+            record["parameters"],
+            record["method_options"],
+        )
+    return found, failed
+
+
+def _told(
+    cells: Sequence[Cell], comparison: Comparison, train: Train, failed: dict[str, str]
+) -> Iterator[tuple[str, Done]]:
+    """The cells that finish, with a line for each; the others' errors go to `failed`."""
+    for number, (cell, done) in enumerate(carried_out(cells, comparison.folder, train, comparison.jobs), 1):
+        if done.error is None:
+            print(f"{number}/{len(cells)} {cell.name}: validation {_validated(done.folder):.4f}", flush=True)
+            yield cell.name, done
+        else:
+            failed[cell.name] = f"[{done.error.code}] {done.error}"
+            print(f"{number}/{len(cells)} {cell.name}: failed {failed[cell.name]}", file=sys.stderr, flush=True)
+
+
+def _validated(run: Path) -> float:
+    summary = summary_of(run)
+    return summary["validation"][summary["score"]]
