@@ -30,7 +30,7 @@ FROZEN, ANOTHER = "the frozen model", "full, another seed"
 """What else is compared with full fine-tuning: the least and the most that can be expected."""
 
 RATES = (1e-3, 4e-3, 1.6e-2)
-STEPS = 300
+STEPS = 200
 BUDGET = 6144
 """Values on q and v of the tiny ViT: as many as rank 4 has."""
 

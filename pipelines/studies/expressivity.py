@@ -24,7 +24,7 @@ from pipelines.studies.table import Found, Row, main, markdown, spread
 from surm_seg.structures import Structure, make, within
 
 RATES = (1e-3, 4e-3, 1.6e-2)
-STEPS = 300
+STEPS = 200
 BLOCKS, RANKS = (1, 2, 4, 8, 16, 32), (1, 4)
 FAMILIES = ("circulant", "toeplitz", "kronecker", "displacement")
 """Each as large as it may be with no more parameters than Monarch has at a rank."""
