@@ -24,12 +24,11 @@ from pipelines.studies.similarity import Spectrum, cosine, linear_cka, spectrum
 from pipelines.studies.table import Found, Row, counts, main, markdown, spread
 from surm_seg.structures import make, names
 
-FULL = "full"
 METHODS = ("lora", "low_rank", "circulant", "toeplitz", "kronecker", "monarch", "displacement")
 FROZEN, ANOTHER = "the frozen model", "full, another seed"
 """What else is compared with full fine-tuning: the least and the most that can be expected."""
 
-RATES = (1e-3, 4e-3, 1.6e-2)
+RATES = (4e-3, 1.6e-2, 6.4e-2)
 STEPS = 200
 BUDGET = 6144
 """Values on q and v of the tiny ViT: as many as rank 4 has."""
@@ -139,17 +138,17 @@ def comparisons(
     """What is compared with full fine-tuning -> a comparison for every seed."""
     compared: dict[str, list[Alike]] = {}
     for place, (frozen, models) in enumerate(by_seed):
-        others = {name: model for name, model in models.items() if name != FULL}
+        others = {name: model for name, model in models.items() if name != digits.FULL}
         if len(by_seed) > 1:
-            others[ANOTHER] = by_seed[place - 1][1][FULL]
+            others[ANOTHER] = by_seed[place - 1][1][digits.FULL]
         for name, model in others.items():
-            family = nearest_members(name, found[name].options, models[FULL].deltas) if name in found else {}
-            compared.setdefault(name, []).append(beside(frozen, model, models[FULL], family))
+            family = nearest_members(name, found[name].options, models[digits.FULL].deltas) if name in found else {}
+            compared.setdefault(name, []).append(beside(frozen, model, models[digits.FULL], family))
     return compared
 
 
 def study(asked: argparse.Namespace) -> Found:
-    methods = {method: ("--method", method) for method in (FULL, *asked.methods)}
+    methods = {method: ("--method", method) for method in (digits.FULL, *asked.methods)}
     found = digits.trained(asked, methods, ("--budget", str(asked.budget)))
     by_seed = [examined(asked, seed, found) for seed in range(asked.seeds)]
     compared = comparisons(found, by_seed)
@@ -176,7 +175,7 @@ def study(asked: argparse.Namespace) -> Found:
 
 def _compared_rows(found: Mapping[str, Selected], compared: Mapping[str, Sequence[Alike]]) -> list[Row]:
     rows = []
-    for method in (FULL, ANOTHER, *(m for m in found if m != FULL), FROZEN):
+    for method in (digits.FULL, ANOTHER, *(m for m in found if m != digits.FULL), FROZEN):
         result, seeds = found.get(method), compared.get(method, [])
         limits = [one.at_most for one in seeds if one.at_most is not None]
         rows.append({

@@ -23,13 +23,13 @@ from pipelines.studies.picture import curves, page, scatter
 from pipelines.studies.table import Found, Row, main, markdown, spread
 from surm_seg.structures import Structure, make, within
 
-RATES = (1e-3, 4e-3, 1.6e-2)
+RATES = (4e-3, 1.6e-2, 6.4e-2)
 STEPS = 200
 BLOCKS, RANKS = (1, 2, 4, 8, 16, 32), (1, 4)
 FAMILIES = ("circulant", "toeplitz", "kronecker", "displacement")
 """Each as large as it may be with no more parameters than Monarch has at a rank."""
 
-WITHOUT = ("linear_probe", "full")
+WITHOUT = ("linear_probe", digits.FULL)
 """No delta, and every one."""
 
 TRAINED, TURNED, RANDOM = "trained change", "same spectrum, turned", "random"
@@ -117,7 +117,7 @@ def study(asked: argparse.Namespace) -> Found:
     before = digits.task(asked, 0)
     structures = members(digits.width(before.base.build()), asked.blocks, asked.ranks, asked.families)
     found = digits.trained(asked, arms(structures))
-    full = [run.folder for run in found["full"].runs.values()]
+    full = [run.folder for run in found[digits.FULL].runs.values()]
     learnt = [
         list(digits.changes(before.base.build(), digits.merged(digits.task(asked, seed), folder)).values())
         for seed, folder in enumerate(full)
