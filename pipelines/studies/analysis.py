@@ -148,8 +148,8 @@ def comparisons(
 
 
 def study(asked: argparse.Namespace) -> Found:
-    methods = {method: ("--method", method) for method in (digits.FULL, *asked.methods)}
-    found = digits.trained(asked, methods, ("--budget", str(asked.budget)))
+    sized = {method: ("--method", method, "--budget", str(asked.budget)) for method in asked.methods}
+    found = digits.trained(asked, {digits.FULL: ("--method", digits.FULL), **sized})
     by_seed = [examined(asked, seed, found) for seed in range(asked.seeds)]
     compared = comparisons(found, by_seed)
     spectra = {

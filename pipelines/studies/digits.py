@@ -57,18 +57,15 @@ def listed(parser: argparse.ArgumentParser, **defaults: Sequence[str]) -> None:
         parser.add_argument(f"--{name}", type=lambda word: tuple(word.split(",")), default=tuple(default), help=shown)
 
 
-def trained(
-    asked: argparse.Namespace, arms: Mapping[str, Sequence[str]], words: Sequence[str] = ()
-) -> dict[str, Selected]:
+def trained(asked: argparse.Namespace, arms: Mapping[str, Sequence[str]]) -> dict[str, Selected]:
     """Every arm at its best learning rate; raises BadInput where one failed, and the others stay finished.
 
     Args:
-        arms: name -> its options of `surm-seg train`.
-        words: options that all share.
+        arms: name -> its options of `surm-seg train`; FULL is full fine-tuning.
     """
     shared = (
         "--task", "vision", "--name", vision.DIGITS, "--model", asked.model, "--roles", str(list(ROLES)),
-        "--steps", str(asked.steps), "--device", "cpu", "--precision", "float32", *words,
+        "--steps", str(asked.steps), "--device", "cpu", "--precision", "float32",
     )  # fmt: skip
     cells = asked.output / "cells"
     groups = {1.0: {n: own for n, own in arms.items() if n != FULL}, SMALLER: {n: arms[n] for n in arms if n == FULL}}
