@@ -28,8 +28,6 @@ METHODS = ("lora", "low_rank", "circulant", "toeplitz", "kronecker", "monarch", 
 FROZEN, ANOTHER = "the frozen model", "full, another seed"
 """What else is compared with full fine-tuning: the least and the most that can be expected."""
 
-RATES = (4e-3, 1.6e-2, 6.4e-2)
-STEPS = 200
 BUDGET = 6144
 """Values on q and v of the tiny ViT: as many as rank 4 has."""
 
@@ -241,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m pipelines.studies.analysis",
         description="Compare what methods of fine-tuning do to representations and weights with full fine-tuning.",
     )
-    digits.options(options, STEPS, RATES)
+    digits.options(options)
     counts(options, budget=BUDGET)
     digits.listed(options, methods=METHODS)
     return options

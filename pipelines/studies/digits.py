@@ -25,6 +25,8 @@ from surm_seg.peft_methods import shapes, whole_linears
 
 ROLES = ("q", "v")
 FULL = "full"
+STEPS = 200
+RATES = (4e-3, 1.6e-2, 6.4e-2)
 SMALLER = 8.0
 """What the learning rates are divided by for full fine-tuning, which moves every weight."""
 
@@ -38,12 +40,12 @@ TRAINED = (
 """What a reader of their tables must know."""
 
 
-def options(parser: argparse.ArgumentParser, steps: int, rates: Sequence[float]) -> None:
+def options(parser: argparse.ArgumentParser) -> None:
     """What the trainings can be told."""
-    shown = ",".join(f"{rate:g}" for rate in rates)
+    shown = ",".join(f"{rate:g}" for rate in RATES)
     parser.add_argument("--model", default=tiny.NAME, help="folder of a ViT; default tiny, which is made on first use")
-    parser.add_argument("--learning_rates", type=_rates, default=tuple(rates), help=f"default {shown}")
-    counts(parser, seeds=3, steps=steps, jobs=2)
+    parser.add_argument("--learning_rates", type=_rates, default=RATES, help=f"default {shown}")
+    counts(parser, seeds=3, steps=STEPS, jobs=2)
 
 
 def _rates(words: str) -> tuple[float, ...]:

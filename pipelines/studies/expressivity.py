@@ -23,8 +23,6 @@ from pipelines.studies.picture import curves, page, scatter
 from pipelines.studies.table import Found, Row, main, markdown, spread
 from surm_seg.structures import Structure, make, within
 
-RATES = (4e-3, 1.6e-2, 6.4e-2)
-STEPS = 200
 BLOCKS, RANKS = (1, 2, 4, 8, 16, 32), (1, 4)
 FAMILIES = ("circulant", "toeplitz", "kronecker", "displacement")
 """Each as large as it may be with no more parameters than Monarch has at a rank."""
@@ -231,7 +229,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m pipelines.studies.expressivity",
         description="Train Monarch deltas of every number of blocks and rank, and approximate trained changes by them.",
     )
-    digits.options(options, STEPS, RATES)
+    digits.options(options)
     for name, default in (("blocks", BLOCKS), ("ranks", RANKS)):
         shown = ",".join(map(str, default))
         options.add_argument(f"--{name}", type=_numbers, default=default, help=f"default {shown}")
