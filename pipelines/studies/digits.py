@@ -26,7 +26,7 @@ from surm_seg.peft_methods import shapes, whole_linears
 ROLES = ("q", "v")
 FULL = "full"
 STEPS = 200
-RATES = (4e-3, 1.6e-2, 6.4e-2)
+RATES = (4e-3, 1.6e-2, 6.4e-2, 2.56e-1)
 SMALLER = 8.0
 """What the learning rates are divided by for full fine-tuning, which moves every weight."""
 
