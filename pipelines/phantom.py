@@ -8,7 +8,7 @@ import argparse
 import gzip
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -69,6 +69,14 @@ class World:
 
 
 UPPER_ABDOMEN = World()
+
+
+def on_grid(side: int, slices: tuple[int, int], world: World = UPPER_ABDOMEN) -> World:
+    """The same population, scanned with side x side pixels and fewest to most slices over the same extent."""
+    pixel = world.grid[0] / side
+    low, high = world.spacing_mm
+    depth = world.extent_mm[0] / slices[1], world.extent_mm[1] / slices[0]
+    return replace(world, grid=(side, side), spacing_mm=(pixel * low, pixel * high), slices=slices, slice_mm=depth)
 
 
 @dataclass(frozen=True)

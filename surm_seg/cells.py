@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from surm_seg.checkpoint import checkpoints
 from surm_seg.errors import INTERRUPTED, SurmError
 from surm_seg.volume import replacing
 
@@ -52,7 +53,7 @@ class Done:
 
     Args:
         folder: of its run.
-        seconds: that it took, without the imports that all cells share; 0 where it failed.
+        seconds: that it took, without the imports that all cells share, since it last went on; 0 where it failed.
         peak_bytes: resident at most.
         error: why it is not finished.
     """
@@ -63,15 +64,28 @@ class Done:
     error: SurmError | None = None
 
 
-def carried_out(cells: Sequence[Cell], folder: Path, train: Train, jobs: int = 1) -> Iterator[tuple[Cell, Done]]:
+def carried_out(
+    cells: Sequence[Cell],
+    folder: Path,
+    train: Train,
+    jobs: int = 1,
+    *,
+    resume: bool = False,
+    preloaded: Sequence[str] = PRELOADED,
+) -> Iterator[tuple[Cell, Done]]:
     """Run the cells that are not finished yet, `jobs` at a time, and yield all as they come to their ends.
 
-    Cells are begun in their order. One that was cut is begun anew. A failure is an outcome; only an interruption ends
-    the others, whose processes do not outlive this one.
+    Cells are begun in their order. A failure is an outcome; only an interruption ends the others, whose processes do
+    not outlive this one.
+
+    Args:
+        resume: one that was cut goes on from its newest checkpoint, where it has any; otherwise it is begun anew.
+        preloaded: modules that every cell needs, imported once for all; the first cells of a process decide.
     """
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*preloaded])
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ThreadPoolExecutor(jobs) as pool:
-        started = {pool.submit(_one, cell, folder / cell.name, train, threads): cell for cell in cells}
+        started = {pool.submit(_one, cell, folder / cell.name, train, threads, resume): cell for cell in cells}
         try:
             for future in as_completed(started):
                 yield started[future], future.result()
@@ -79,13 +93,17 @@ def carried_out(cells: Sequence[Cell], folder: Path, train: Train, jobs: int = 1
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _one(cell: Cell, run: Path, train: Train, threads: int) -> Done:
+def _one(cell: Cell, run: Path, train: Train, threads: int, resume: bool) -> Done:
     known = _finished(cell, run)
     if known is not None:
         return known
-    shutil.rmtree(run, ignore_errors=True)
+    words = [*cell.words, "--output", str(run), "--quiet"]
+    if resume and checkpoints(run / "checkpoints"):
+        words.append("--resume")
+    else:
+        shutil.rmtree(run, ignore_errors=True)
     try:
-        seconds, peak = _apart([*cell.words, "--output", str(run), "--quiet"], train, threads)
+        seconds, peak = _apart(words, train, threads)
     except SurmError as error:
         return Done(run, error=error)
     record = {"words": cell.words, "seconds": seconds, "peak_bytes": peak}
@@ -112,7 +130,6 @@ def _apart(words: Sequence[str], train: Train, threads: int) -> tuple[float, int
         KeyboardInterrupt: the command was interrupted.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(theirs, train, list(words), threads))
     process.start()

@@ -79,6 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    return train(*parsed(arguments))
+
+
+def parsed(arguments: Sequence[str]) -> tuple[ModuleType, TrainConfig, EngineConfig, Any]:
+    """What a command line asks for: the arguments of `train`; raises BadConfig for an unknown task or recipe."""
     first = _first_look(arguments)
     task = task_module(first["task"])
     if first["recipe"] not in task.RECIPES:
@@ -92,7 +97,7 @@ def _main(arguments: list[str]) -> int:
     config, engine, options = cli.parse(
         "train", (TrainConfig, EngineConfig, task.Config), arguments, defaults=first | recipe
     )
-    return train(task, config, engine, options)
+    return task, config, engine, options
 
 
 def _first_look(arguments: Sequence[str]) -> dict[str, Any]:

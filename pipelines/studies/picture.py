@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil, floor, log10
 
 from markupsafe import Markup, escape
@@ -67,11 +67,14 @@ def curves(title: str, x_name: str, series: Series, *, log_x: bool = False, log_
     return Markup(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(parts)}</svg>')
 
 
-def scatter(title: str, x_name: str, points: Mapping[str, tuple[float, float, float]]) -> Markup:
+def scatter(
+    title: str, x_name: str, points: Mapping[str, tuple[float, float, float]], hollow: Collection[str] = ()
+) -> Markup:
     """A dot per name at (x, y), x logarithmic, with a bar of y ± spread; names stand beside, in the order of y.
 
     Args:
         points: name -> x above 0, y, spread of y.
+        hollow: names whose dots are rings: those that were not measured.
     """
     xs = [log10(x) for x, _, _ in points.values()]
     start, end = floor(min(xs)), max(ceil(max(xs)), floor(min(xs)) + 1)
@@ -101,7 +104,8 @@ def scatter(title: str, x_name: str, points: Mapping[str, tuple[float, float, fl
         parts.append(
             f'<line x1="{place:.1f}" y1="{up(y - s):.1f}" x2="{place:.1f}" y2="{up(y + s):.1f}" stroke="{colour}"/>'
         )
-        parts.append(f'<circle cx="{place:.1f}" cy="{up(y):.1f}" r="4" fill="{colour}"/>')
+        fill = f'fill="white" stroke="{colour}" stroke-width="2"' if name in hollow else f'fill="{colour}"'
+        parts.append(f'<circle cx="{place:.1f}" cy="{up(y):.1f}" r="4" {fill}/>')
         parts.append(
             f'<line x1="{place:.1f}" y1="{up(y):.1f}" x2="{right + 6}" y2="{row - 4}" stroke="{colour}" '
             'stroke-width=".5" stroke-dasharray="2 3"/>'
