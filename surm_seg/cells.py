@@ -183,6 +183,7 @@ def _child(pipe: Connection, train: Train, words: list[str], threads: int) -> No
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    multiprocessing.set_start_method(None, force=True)  # loaders start as anywhere else: a SAM cannot be pickled
     torch.set_num_threads(threads)
     start = time.monotonic()
     status, said = _run(train, words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -62,18 +63,19 @@ def test_a_process_that_is_killed_takes_no_other_with_it(tmp_path: Path) -> None
     assert error is not None and error.code == "cell-killed" and "exit status -9" in str(error)
 
 
-def test_no_training_outlives_what_started_it(tmp_path: Path) -> None:
+def killed_while_training(slow: Cell, folder: Path, steps: int) -> None:
+    """Carry out a cell in another process, kill that after so many steps, and see that nothing outlives it."""
     script = (
         "from pathlib import Path; from surm_seg import train; from surm_seg.cells import Cell, carried_out\n"
-        f"words = {(*LINE, '--steps', '100000', '--pause', '0.05')!r}\n"
-        f"if __name__ == '__main__': list(carried_out([Cell('slow', words)], Path({str(tmp_path)!r}), train.main))\n"
+        f"cells = [Cell({slow.name!r}, {slow.words!r})]\n"
+        f"if __name__ == '__main__': list(carried_out(cells, Path({str(folder)!r}), train.main))\n"
     )
-    (tmp_path / "script.py").write_text(script)
+    (folder / "script.py").write_text(script)
     environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
-    whole = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], env=environment)
-    metrics = tmp_path / "slow" / "metrics.jsonl"
+    whole = subprocess.Popen([sys.executable, str(folder / "script.py")], env=environment)
+    metrics = folder / slow.name / "metrics.jsonl"
     end = time.monotonic() + PATIENCE
-    while not (metrics.exists() and metrics.stat().st_size):
+    while not (metrics.exists() and len(metrics.read_bytes().splitlines()) >= steps):
         assert time.monotonic() < end and whole.poll() is None, "it never trained"
         time.sleep(0.1)
     children = psutil.Process(whole.pid).children(recursive=True)
@@ -81,6 +83,21 @@ def test_no_training_outlives_what_started_it(tmp_path: Path) -> None:
     whole.kill()
     whole.wait()
     assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
+
+
+def test_no_training_outlives_what_started_it(tmp_path: Path) -> None:
+    killed_while_training(cell("slow", "--pause", "0.05", steps=100_000), tmp_path, 1)
+
+
+def test_one_that_was_cut_goes_on_from_its_checkpoint_where_it_is_asked_to(tmp_path: Path) -> None:
+    slow = cell("slow", "--pause", "0.05", "--checkpoint_every", "2", steps=60)
+    killed_while_training(slow, tmp_path, 5)
+    metrics = tmp_path / "slow" / "metrics.jsonl"
+    before = metrics.read_text().splitlines()[:4]
+    ((_, done),) = carried_out([slow], tmp_path, train.main, resume=True)
+    after = metrics.read_text().splitlines()
+    assert done.error is None and after[:4] == before  # with their clock times: nobody computed them again
+    assert [json.loads(line)["step"] for line in after] == [*range(1, 61)]
 
 
 def test_a_command_in_this_process_says_what_it_failed_for() -> None:

@@ -26,8 +26,8 @@ PERCENT = 100
 NOTES = (
     "* samed-2023: the rules of the published tables, Dice in percent and HD95 in voxels; there a missed organ has "
     "HD95 0 and a false organ Dice 1. The other scores are by the recommended protocol, Dice and NSD in percent; "
-    "missed counts organs of which a prediction has nothing, over all cases and seeds. Mean ± sample SD over the seeds of the "
-    "mean over cases.",
+    "missed counts organs of which a prediction has nothing, over all cases and seeds. Mean ± sample SD over the "
+    "seeds of the mean over cases.",
     "encoder, decoder: trained values of the deltas and of the decoder; trained: both; model: all values. Every family "
     "has its own size, none is matched to another's.",
     "Quoted rows were not computed here; the encoder's parameters follow from rank and blocks. Sources: "

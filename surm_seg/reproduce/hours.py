@@ -26,7 +26,7 @@ from surm_seg.scored import score_case
 from surm_seg.task import Record
 
 TRAINED_ON, SCORED = 5, 1  # numbers of the benchmark: of a training and of a test case
-PATIENT_SLICES = 32  # thick ones, through all organs
+PATIENT_SLICES = 16  # thick ones, through all organs
 PREDICTED = 8  # slices
 SHIFT = 2  # pixels that a prediction is off, where its scoring is timed
 HOUR = 3600.0  # seconds
