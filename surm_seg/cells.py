@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -75,25 +77,28 @@ def carried_out(
 ) -> Iterator[tuple[Cell, Done]]:
     """Run the cells that are not finished yet, `jobs` at a time, and yield all as they come to their ends.
 
-    Cells are begun in their order. A failure is an outcome; only an interruption ends the others, whose processes do
-    not outlive this one.
+    Cells are begun in their order. A failure is an outcome; only an interruption ends the others: those that run save
+    what they have, and no process outlives this one.
 
     Args:
         resume: one that was cut goes on from its newest checkpoint, where it has any; otherwise it is begun anew.
         preloaded: modules that every cell needs, imported once for all; the first cells of a process decide.
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload([*preloaded])
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    running: list[BaseProcess] = []
+    apart = partial(_apart, train=train, threads=max(1, (os.cpu_count() or 1) // jobs), running=running)
     with ThreadPoolExecutor(jobs) as pool:
-        started = {pool.submit(_one, cell, folder / cell.name, train, threads, resume): cell for cell in cells}
+        started = {pool.submit(_one, cell, folder / cell.name, apart, resume): cell for cell in cells}
         try:
             for future in as_completed(started):
                 yield started[future], future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()
 
 
-def _one(cell: Cell, run: Path, train: Train, threads: int, resume: bool) -> Done:
+def _one(cell: Cell, run: Path, apart: Callable[[Sequence[str]], tuple[float, int]], resume: bool) -> Done:
     known = _finished(cell, run)
     if known is not None:
         return known
@@ -103,7 +108,7 @@ def _one(cell: Cell, run: Path, train: Train, threads: int, resume: bool) -> Don
     else:
         shutil.rmtree(run, ignore_errors=True)
     try:
-        seconds, peak = _apart(words, train, threads)
+        seconds, peak = apart(words)
     except SurmError as error:
         return Done(run, error=error)
     record = {"words": cell.words, "seconds": seconds, "peak_bytes": peak}
@@ -122,8 +127,11 @@ def _finished(cell: Cell, run: Path) -> Done | None:
     return None
 
 
-def _apart(words: Sequence[str], train: Train, threads: int) -> tuple[float, int]:
+def _apart(words: Sequence[str], train: Train, threads: int, running: list[BaseProcess]) -> tuple[float, int]:
     """Train in a process that ends with this one; returns its seconds and its peak of memory in bytes.
+
+    Args:
+        running: where the process is noted.
 
     Raises:
         SurmError: what the command said, or that the process was killed.
@@ -133,6 +141,7 @@ def _apart(words: Sequence[str], train: Train, threads: int) -> tuple[float, int
     ours, theirs = context.Pipe()
     process = context.Process(target=_child, args=(theirs, train, list(words), threads))
     process.start()
+    running.append(process)
     theirs.close()
     try:
         status, said, seconds, peak = ours.recv()

@@ -16,6 +16,7 @@ import pytest
 
 from surm_seg import train
 from surm_seg.cells import Cell, carried_out, quiet_failure
+from surm_seg.checkpoint import checkpoints, load_checkpoint
 from surm_seg.errors import SurmError
 
 LINE = ("--task", "tasks.line", "--device", "cpu", "--precision", "float32", "--workers", "0", "--warmup", "0")
@@ -63,8 +64,8 @@ def test_a_process_that_is_killed_takes_no_other_with_it(tmp_path: Path) -> None
     assert error is not None and error.code == "cell-killed" and "exit status -9" in str(error)
 
 
-def killed_while_training(slow: Cell, folder: Path, steps: int) -> None:
-    """Carry out a cell in another process, kill that after so many steps, and see that nothing outlives it."""
+def ended_while_training(slow: Cell, folder: Path, steps: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Carry out a cell in another process, end that one after so many steps, and see that nothing outlives it."""
     script = (
         "from pathlib import Path; from surm_seg import train; from surm_seg.cells import Cell, carried_out\n"
         f"cells = [Cell({slow.name!r}, {slow.words!r})]\n"
@@ -80,18 +81,25 @@ def killed_while_training(slow: Cell, folder: Path, steps: int) -> None:
         time.sleep(0.1)
     children = psutil.Process(whole.pid).children(recursive=True)
     assert children
-    whole.kill()
-    whole.wait()
+    whole.send_signal(by)
+    whole.wait(PATIENCE)
     assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
 
 
 def test_no_training_outlives_what_started_it(tmp_path: Path) -> None:
-    killed_while_training(cell("slow", "--pause", "0.05", steps=100_000), tmp_path, 1)
+    ended_while_training(cell("slow", "--pause", "0.05", steps=100_000), tmp_path, 1)
+
+
+def test_an_interruption_of_the_whole_ends_the_one_that_trains_which_saves(tmp_path: Path) -> None:
+    ended_while_training(cell("slow", "--pause", "0.05", steps=100_000), tmp_path, 1, signal.SIGINT)
+    (checkpoint,) = checkpoints(tmp_path / "slow" / "checkpoints")
+    steps = (tmp_path / "slow" / "metrics.jsonl").read_text().splitlines()
+    assert load_checkpoint(checkpoint)[1]["step"] == len(steps)
 
 
 def test_one_that_was_cut_goes_on_from_its_checkpoint_where_it_is_asked_to(tmp_path: Path) -> None:
     slow = cell("slow", "--pause", "0.05", "--checkpoint_every", "2", steps=60)
-    killed_while_training(slow, tmp_path, 5)
+    ended_while_training(slow, tmp_path, 5)
     metrics = tmp_path / "slow" / "metrics.jsonl"
     before = metrics.read_text().splitlines()[:4]
     ((_, done),) = carried_out([slow], tmp_path, train.main, resume=True)

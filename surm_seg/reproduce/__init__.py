@@ -31,7 +31,7 @@ from pipelines.studies.table import write
 from surm_seg import cli, prepare, train
 from surm_seg.cases import Dataset
 from surm_seg.cells import Cell, Done, carried_out, quiet_failure
-from surm_seg.errors import BadConfig, BadInput, SurmError
+from surm_seg.errors import BadConfig, BadInput
 from surm_seg.lock import held
 from surm_seg.output_folder import check_writable, writing
 from surm_seg.reproduce.findings import Result, dice_of, found
@@ -40,6 +40,7 @@ from surm_seg.reproduce.synapse import (
     BACKBONE,
     RECIPE,
     REHEARSAL,
+    REHEARSAL_JOBS,
     WHERE_DATA,
     WHERE_WEIGHTS,
     Arm,
@@ -138,7 +139,7 @@ def _asked(arguments: list[str]) -> tuple[Reproduction, bool]:
     parser.add_argument("--weights", help="SAM's ViT-B checkpoint, sam_vit_b_01ec64.pth")
     parser.add_argument("--rehearse", action="store_true", help="the whole at toy size, on generated patients")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method; default 3")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; default 1")
+    parser.add_argument("--jobs", type=int, help=f"runs at once; default 1, in a rehearsal {REHEARSAL_JOBS}")
     parser.add_argument("--output", type=Path, help="default runs/reproduce-synapse, or runs/rehearsal")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say how long it will take")
     own, words = parser.parse_known_args(arguments)
@@ -149,7 +150,8 @@ def _asked(arguments: list[str]) -> tuple[Reproduction, bool]:
     for word in words:
         if word.startswith("--") and word.partition("=")[0][2:].replace("-", "_") in NOT_OURS:
             raise BadConfig("reproduce-option", f"{word} is what a reproduction sets in every run; leave it out.")
-    if own.seeds < 1 or own.jobs < 1:
+    jobs = (REHEARSAL_JOBS if own.rehearse else 1) if own.jobs is None else own.jobs
+    if own.seeds < 1 or jobs < 1:
         raise BadConfig("reproduce-option", "--seeds and --jobs must be 1 or more.")
     if own.source is None and not (own.rehearse or own.dry_run):
         raise BadConfig("reproduce-source", f"--source is missing. {WHERE_DATA}")
@@ -160,7 +162,7 @@ def _asked(arguments: list[str]) -> tuple[Reproduction, bool]:
     chosen = ("--weights", weights) if weights else ()
     output = own.output or Path("runs") / ("rehearsal" if own.rehearse else f"reproduce-{own.benchmark}")
     shared = (*toy, *chosen, *words)
-    return Reproduction(own.source, own.rehearse, own.seeds, own.jobs, output, shared), own.dry_run
+    return Reproduction(own.source, own.rehearse, own.seeds, jobs, output, shared), own.dry_run
 
 
 def _no_weights() -> str:
@@ -203,7 +205,7 @@ def _planned(asked: Reproduction, source: Path, output: Path) -> prepare.Plan:
     synapse = importlib.import_module("pipelines.synapse")
     try:
         planned = prepare.plan(prepare.PrepareConfig(source=str(source), output=output))
-    except SurmError as error:
+    except BadInput as error:
         raise BadInput(error.code, f"{error} {WHERE_DATA}") from error
     if planned.source.format not in LAYOUTS:
         layouts = " or ".join(LAYOUTS)

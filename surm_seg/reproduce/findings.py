@@ -70,7 +70,8 @@ class Scores:
 def dice_of(run: Path) -> str:
     """Mean Dice of a finished run by both protocols, in words."""
     protocols = json.loads((run / "scores" / "summary.json").read_bytes())["protocols"]
-    return ", ".join(f"{_shown(content['overall']['dice'], PERCENT)} {name}" for name, content in protocols.items())
+    means = {name: content["overall"]["dice"]["mean"] for name, content in protocols.items()}
+    return ", ".join(f"{NONE if mean is None else f'{PERCENT * mean:.2f}'} {name}" for name, mean in means.items())
 
 
 def found(

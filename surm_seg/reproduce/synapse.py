@@ -52,6 +52,7 @@ RECIPE = ("--recipe", "samed", "--precision", "float32")
 REHEARSAL_SIDE = 64  # pixels of a generated slice
 REHEARSAL_SLICES = (10, 14)
 REHEARSAL_SEED = 700_000  # of the first patient: far from every data set's, below those of pre-training
+REHEARSAL_JOBS = 2  # so small a model does not gain from a second processor
 # fmt: off
 REHEARSAL = (
     "--backbone", "sam_tiny", "--weights", "auto", "--image_size", "128", "--slice_size", "64", "--steps", "40",
