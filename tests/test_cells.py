@@ -67,9 +67,10 @@ def test_a_process_that_is_killed_takes_no_other_with_it(tmp_path: Path) -> None
 def ended_while_training(slow: Cell, folder: Path, steps: int, by: signal.Signals = signal.SIGKILL) -> None:
     """Carry out a cell in another process, end that one after so many steps, and see that nothing outlives it."""
     script = (
-        "from pathlib import Path; from surm_seg import train; from surm_seg.cells import Cell, carried_out\n"
+        "from pathlib import Path; from surm_seg import cli, train; from surm_seg.cells import Cell, carried_out\n"
         f"cells = [Cell({slow.name!r}, {slow.words!r})]\n"
-        f"if __name__ == '__main__': list(carried_out(cells, Path({str(folder)!r}), train.main))\n"
+        f"run = lambda: len(list(carried_out(cells, Path({str(folder)!r}), train.main)))\n"
+        "if __name__ == '__main__': cli.run(run)\n"
     )
     (folder / "script.py").write_text(script)
     environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
@@ -91,7 +92,7 @@ def test_no_training_outlives_what_started_it(tmp_path: Path) -> None:
 
 
 def test_an_interruption_of_the_whole_ends_the_one_that_trains_which_saves(tmp_path: Path) -> None:
-    ended_while_training(cell("slow", "--pause", "0.05", steps=100_000), tmp_path, 1, signal.SIGINT)
+    ended_while_training(cell("slow", "--pause", "0.05", steps=100_000), tmp_path, 1, signal.SIGTERM)
     (checkpoint,) = checkpoints(tmp_path / "slow" / "checkpoints")
     steps = (tmp_path / "slow" / "metrics.jsonl").read_text().splitlines()
     assert load_checkpoint(checkpoint)[1]["step"] == len(steps)
