@@ -2,7 +2,8 @@
 
 REVIEW/v001/about.json    what the version was made from: organs, run, digest of the label map it began with
            /labels.npy    uint8, axes (z, y, x): the label map as it stands
-           /journal.jsonl one line per edit, undo and redo; a line counts once it is on disk with its digest
+           /journal.jsonl one line per edit, undo and redo, with the browser's event that it was: one that comes twice
+                          is made once
 
 The journal is written first and the label map follows it. Whatever a killed process left, opening the version again
 makes the slices that were edited what the journal says; a line that was cut off had not been acknowledged.
@@ -12,12 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from errno import ENOSPC
 from pathlib import Path
 from threading import RLock
 from typing import Any, ClassVar, Literal
@@ -26,13 +25,12 @@ from weakref import WeakValueDictionary, finalize
 import numpy as np
 
 from app import rle
+from app.journal import Journal
 from surm_seg.errors import BadInput, Corrupt
 from surm_seg.lock import held
 from surm_seg.output_folder import appearing
 
 _VERSION = re.compile(r"v(\d{3,})")
-DIGEST_DIGITS = 16
-"""Of a journal line: enough to tell a line that is whole from one that is not."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,11 @@ def number_of(version: Path) -> int:
     return int(version.name[1:])
 
 
+def newest_version(review: Path) -> int:
+    """Number of the newest version in a review folder, 0 where there is none."""
+    return max(map(number_of, versions(review)), default=0)
+
+
 def journal_bytes(version: Path) -> int:
     """Another number after every change of a version, and known without opening it."""
     return (version / "journal.jsonl").stat().st_size
@@ -78,14 +81,14 @@ class Correction:
     """One version, held by this process; made by `Correction.open`, and shared by all who open it here.
 
     Every change is on disk when the call returns. Several threads may call it, each change is whole; who holds its
-    `lock` is alone with it.
+    `lock` is alone with it, and no version is begun while somebody holds `Correction.opening`.
 
     Args:
         folder: REVIEW/v001.
     """
 
     _opened: ClassVar[WeakValueDictionary[Path, Correction]] = WeakValueDictionary()
-    _opening: ClassVar = RLock()
+    opening: ClassVar = RLock()
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.version = folder, number_of(folder)
@@ -95,10 +98,13 @@ class Correction:
         self.about, self._labels = _contents(folder)
         self._done: list[_Entry] = []
         self._undone: list[_Entry] = []
+        self._events: set[str] = set()
         self.revision = 0
+        try:
+            self._journal = Journal(folder / "journal.jsonl")
+        except (OSError, ValueError) as error:
+            raise _damaged(folder) from error
         self._replay()
-        self._journal = os.open(folder / "journal.jsonl", os.O_WRONLY | os.O_APPEND)
-        finalize(self, os.close, self._journal)
 
     @classmethod
     def open(cls, review: Path, base: np.ndarray, about: Mapping[str, Any], *, fresh: bool = False) -> Correction:
@@ -115,7 +121,7 @@ class Correction:
             Corrupt: its files are damaged.
         """
         stated = {**about, "labels": list(about["labels"]), "base_sha256": _digest_of(base), "shape": [*base.shape]}
-        with cls._opening:
+        with cls.opening:
             earlier = versions(review)
             if earlier and not fresh and _contents(earlier[-1])[0] == stated:
                 return cls.reopen(earlier[-1])
@@ -129,7 +135,7 @@ class Correction:
     @classmethod
     def reopen(cls, folder: Path) -> Correction:
         """A version as it was left; raises as `open` does."""
-        with cls._opening:
+        with cls.opening:
             folder = folder.resolve()
             known = cls._opened.get(folder)
             if known is None:
@@ -156,18 +162,19 @@ class Correction:
     def can_redo(self) -> bool:
         return bool(self._undone)
 
-    def apply(self, z: int, labels: np.ndarray, *, seen: int | None = None) -> Edit:
+    def apply(self, z: int, labels: np.ndarray, *, before: np.ndarray | None = None, event: str = "") -> Edit:
         """Replace a slice by these labels (uint8, axes (y, x)); what had been undone is forgotten.
 
         What takes the last edit in effect back is kept as its undo, and what makes the last undone edit once more as
         its redo: the browser has a history of its own, whose steps arrive as edits.
 
         Args:
-            seen: revision that the labels were drawn on, of this change as of undo and redo; None for whichever it is.
+            before: the slice that they were drawn on; None for whatever it is.
+            event: what tells this edit from any other; one that was made already is not made again. "" for none.
 
         Raises:
-            BadInput: not a slice of this label map, or a label that is no organ; or somebody else has changed the
-                version since, or the disk refuses, and then the slice is as before.
+            BadInput: not a slice of this label map, or a label that is no organ; or the slice has been changed since,
+                or the disk refuses, and then it stays as it is.
         """
         depth, *size = self._labels.shape
         if not 0 <= z < depth or labels.shape != tuple(size) or labels.dtype != np.uint8:
@@ -175,21 +182,31 @@ class Correction:
         if labels.max(initial=0) > len(self.about["labels"]):
             raise BadInput("edit-label", "The edit holds a label that stands for no organ; choose one of the table.")
         with self.lock:
-            self._check_seen(seen)
+            if event in self._events:
+                return Edit(z, frozenset(), self.revision)
+            if before is not None and not np.array_equal(self._labels[z], before):
+                raise stale()
             entry = _Entry(z, rle.encode(self._labels[z]), rle.encode(labels))
             if entry.before == entry.after:
                 return Edit(z, frozenset(), self.revision)
             if self._done[-1:] == [_Entry(z, entry.after, entry.before)]:
-                return self._step("undo", self._done, self._undone)
+                return self._step("undo", self._done, self._undone, event)
             if self._undone[-1:] == [entry]:
-                return self._step("redo", self._undone, self._done)
-            self._write({"edit": [entry.z, entry.before, entry.after]})
+                return self._step("redo", self._undone, self._done, event)
+            self._write({"edit": [entry.z, entry.before, entry.after]}, event)
             self._done.append(entry)
             self._undone.clear()
             return self._show(z, labels)
 
     def undo(self, *, seen: int | None = None) -> Edit | None:
-        """Take the last edit in effect back; None where there is none."""
+        """Take the last edit in effect back; None where there is none.
+
+        Args:
+            seen: revision that is on the screen, as for `redo`; None for whichever it is.
+
+        Raises:
+            BadInput: somebody else has changed the version since, or the disk refuses.
+        """
         with self.lock:
             self._check_seen(seen)
             return self._step("undo", self._done, self._undone) if self._done else None
@@ -200,8 +217,8 @@ class Correction:
             self._check_seen(seen)
             return self._step("redo", self._undone, self._done) if self._undone else None
 
-    def _step(self, way: Literal["undo", "redo"], source: list[_Entry], target: list[_Entry]) -> Edit:
-        self._write({way: len(source)})
+    def _step(self, way: Literal["undo", "redo"], source: list[_Entry], target: list[_Entry], event: str = "") -> Edit:
+        self._write({way: len(source)}, event)
         entry = source.pop()
         target.append(entry)
         return self._show(entry.z, self._decoded(entry.before if way == "undo" else entry.after))
@@ -217,35 +234,20 @@ class Correction:
         if seen not in (None, self.revision):
             raise stale()
 
-    def _write(self, line: Mapping[str, Any]) -> None:
-        text = json.dumps(line).encode()
-        whole = json.dumps({"sha256": hashlib.sha256(text).hexdigest()[:DIGEST_DIGITS]}).encode() + b" " + text + b"\n"
-        end = os.fstat(self._journal).st_size
-        try:
-            if os.write(self._journal, whole) < len(whole):
-                raise OSError(ENOSPC, os.strerror(ENOSPC))
-            os.fsync(self._journal)
-        except OSError as error:
-            os.truncate(self._journal, end)
-            raise BadInput(
-                "edit-disk", f"The edit was not made: {error.strerror}; free space, then repeat it."
-            ) from error
+    def _write(self, line: Mapping[str, Any], event: str) -> None:
+        self._journal.append({**line, "event": event} if event else line)
+        self._note(event)
+
+    def _note(self, event: str) -> None:
+        """Count a change that is on disk."""
         self.revision += 1
+        if event:
+            self._events.add(event)
 
     def _replay(self) -> None:
-        """Bring the stacks and the edited slices to what the journal says, and cut a torn line off its end."""
-        path = self.folder / "journal.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True)
-        whole = [_parsed(line) for line in lines]
-        if whole and whole[-1] is None:
-            with open(path, "r+b") as journal:
-                journal.truncate(sum(map(len, lines[:-1])))
-            whole.pop()
-        if None in whole:
-            raise _damaged(self.folder)
+        """Bring the stacks and the edited slices to what the journal says."""
         first: dict[int, str] = {}
-        for line in whole:
-            assert line is not None
+        for line in self._journal.lines:
             if "edit" in line:
                 self._done.append(_Entry(*line["edit"]))
                 self._undone.clear()
@@ -253,7 +255,7 @@ class Correction:
             else:
                 source, target = (self._done, self._undone) if "undo" in line else (self._undone, self._done)
                 target.append(source.pop())
-            self.revision += 1
+            self._note(line.get("event", ""))
         for z, runs in (first | {entry.z: entry.after for entry in self._done}).items():
             self._labels[z] = self._decoded(runs)
 
@@ -272,16 +274,6 @@ def _contents(folder: Path) -> tuple[dict[str, Any], np.memmap]:
         return about, labels
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise _damaged(folder) from error
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The content of a journal line; None where it is not whole."""
-    stated, _, text = line.removesuffix(b"\n").partition(b"} ")
-    try:
-        same = json.loads(stated + b"}")["sha256"] == hashlib.sha256(text).hexdigest()[:DIGEST_DIGITS]
-        return json.loads(text) if same and line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def stale() -> BadInput:

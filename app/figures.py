@@ -52,6 +52,6 @@ def slices_of(scores: Scores | None, names: Sequence[str]) -> list[SliceScore]:
         return []
     values = {name: value for value, name in enumerate(names, 1)}
     found: dict[int, dict[int, float | None]] = {}
-    for row in scores.scored.slices if scores.ready else ():
+    for row in scores.settled.slices:
         found.setdefault(row.z, {})[values[row.organ]] = row.dice
     return [SliceScore(z, found.get(z) or None, float(area)) for z, area in enumerate(scores.error_mm2)]

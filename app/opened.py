@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from threading import RLock
 import numpy as np
 
 from app import rle, segmenting, serving
-from app.corrections import Correction, Edit, number_of, stale, versions
+from app.corrections import Correction, Edit, newest_version, number_of, stale, versions
 from app.figures import counted, organs_of, slices_of
 from app.rescore import Scores
 from app.scores import keep_score
@@ -25,6 +26,9 @@ from surm_seg.scored import Scored
 EDITED, REFERENCE = "prediction", "reference"
 """Names of the served layers."""
 
+CHANGES_BITS = 40
+"""Of the number that changes of a layer begin with: few enough for it to be exact in the browser."""
+
 
 @dataclass(eq=False)
 class Opened:
@@ -36,9 +40,9 @@ class Opened:
         labels: the same of what is on the screen: the prediction, or one of its versions.
         counts: voxels per slice and label value.
         correction: the version on the screen; None where that is the prediction.
-        earlier: how many versions there were when the prediction came on the screen.
+        earlier: the newest version when this one, or the prediction, came on the screen.
         seen: revision of the correction that the browser shows; another page may be ahead of it.
-        changes: of the labels by anything but the browser's own strokes.
+        changes: of the labels by anything but the browser's own strokes, from a number that no other opening begins at.
         answers: to prompts, so far.
         trouble: why its newest version is not what is shown.
     """
@@ -55,7 +59,7 @@ class Opened:
     scores: Scores | None = None
     earlier: int = 0
     seen: int = 0
-    changes: int = 0
+    changes: int = field(default_factory=lambda: secrets.randbits(CHANGES_BITS))
     proposal: Proposal | None = None
     jump: Jump | None = None
     answers: int = 0
@@ -66,28 +70,25 @@ class Opened:
     def spacing(self) -> tuple[float, float, float] | None:
         return self.study.case.spacing
 
-    def edited(self, z: int, labels: np.ndarray, *, drawn_on: int | None = None) -> None:
-        """Keep a slice as the browser drew it, and score it; the first edit of the prediction begins a version.
+    def edited(self, stroke: events.Edit) -> None:
+        """Keep a slice as the browser drew it; the first stroke on the prediction begins a version. `score` scores it.
 
-        Args:
-            drawn_on: `changes` of the labels that were on the screen; None for whatever they are.
+        A stroke that was on its way for long, also since another opening of this case, goes to the version that it was
+        drawn for, once, as long as its slice is there as it was drawn on.
 
         Raises what `Correction.apply` does; the browser then fetches the labels that are kept.
         """
         try:
             with self._lock:
-                if drawn_on not in (None, self.changes):
-                    raise stale()
-                if self.correction is None:
-                    self._begin()
-                assert self.correction is not None
-                edit = self.correction.apply(z, labels, seen=self.seen)
-                self.seen = edit.revision
+                correction = self._at(stroke.version)
+                edit = correction.apply(stroke.z, stroke.labels, before=stroke.before, event=stroke.id)
+                self._changed(edit)
+                self.proposal = None
+                if stroke.layer != self.changes:  # drawn on other labels than the browser has now, or is fetching
+                    self.changes += 1
         except SurmError:
             self.changes += 1
             raise
-        self._changed(edit)
-        self.proposal = None
 
     def undo(self) -> None:
         """Take the last edit back, also one of an earlier visit; raises where another page has edited since."""
@@ -123,10 +124,11 @@ class Opened:
             case=self.study.name,
             shape=self.study.case.shape,
             spacing=self.spacing,
-            organs=organs_of(self.run.labels, self.counts.sum(0), self.spacing, self.scored if self.ready else {}),
+            organs=organs_of(self.run.labels, self.counts.sum(0), self.spacing, self._organs(settled=True)),
             layers=layers,
             slices=slices_of(self.scores, self.run.labels),
             editable=EDITED,
+            version=self.number or self.earlier + 1,
             prompts=prompts,
             jump=self.jump,
             proposal=self.proposal,
@@ -178,16 +180,31 @@ class Opened:
     @property
     def scored(self) -> dict[str, OrganScore]:
         """Organ -> its scores by the recommended protocol; {} without a reference."""
-        rows = self.scores.scored.rows if self.scores else ()
-        return {row.score.organ: row.score for row in rows if row.score.protocol == RECOMMENDED}
+        return self._organs()
+
+    def _organs(self, *, settled: bool = False) -> dict[str, OrganScore]:
+        """The same, or of those organs alone whose scores need not be waited for."""
+        found = Scored([], []) if self.scores is None else self.scores.settled if settled else self.scores.scored
+        return {row.score.organ: row.score for row in found.rows if row.score.protocol == RECOMMENDED}
+
+    def _at(self, number: int) -> Correction:
+        """The version that a stroke was drawn for, on the screen; begun by its first stroke. Raises BadInput."""
+        if self.number != number:
+            with Correction.opening:  # another page may be about to begin the same version
+                newest = newest_version(self.folder)
+                if self.number or number <= newest:  # else the prediction is what was drawn on
+                    self.show(number if number <= newest else 0)
+                if number == newest + 1:
+                    self._begin()
+        if self.correction is None or self.number != number:
+            raise stale()
+        return self.correction
 
     def _begin(self) -> None:
-        """Go on from the prediction to the next version, or to what another page has begun meanwhile."""
-        fresh = len(versions(self.folder)) == self.earlier
-        correction = Correction.open(self.folder, self._prediction(), self._about(), fresh=fresh)
-        known = self.scores.scored if self.scores and self.scores.ready and not correction.revision else None
-        self._take(correction, known)
-        self.seen = 0  # what was drawn on is the prediction, whatever another page has made of it
+        """Go on from the prediction to the next version, which has its voxels and its scores."""
+        self.correction = Correction.open(self.folder, self._prediction(), self._about(), fresh=True)
+        self.labels, self.seen = self.correction.labels, self.correction.revision
+        self._serve()
 
     def _prediction(self) -> np.ndarray:
         return np.load(self.folder / "prediction.npy", mmap_mode="r", allow_pickle=False)
@@ -202,17 +219,20 @@ class Opened:
             self.changes += 1
             self.proposal = None
 
-    def _take(self, correction: Correction | None, known: Scored | None = None) -> None:
+    def _take(self, correction: Correction | None) -> None:
         """Show a version, or the prediction, in the place of what was shown; `score` scores it."""
-        self.correction, self.earlier = correction, len(versions(self.folder))
-        self.labels = self._prediction() if correction is None else correction.labels
-        self.seen = 0 if correction is None else correction.revision
-        self.counts = counted(self.labels, len(self.run.labels))
+        with correction.lock if correction else nullcontext():  # else it might count half of another page's edit
+            self.correction, self.earlier = correction, newest_version(self.folder)
+            self.labels = self._prediction() if correction is None else correction.labels
+            self.seen = 0 if correction is None else correction.revision
+            self.counts = counted(self.labels, len(self.run.labels))
+            if self.reference is not None:
+                self.scores = Scores(self.labels, self.reference, self.run.labels, self.spacing, self.study.name)
+        self._serve()
+
+    def _serve(self) -> None:
         with suppress(KeyError):  # of a page that was closed meanwhile; what it drew is kept all the same
             serving.replace(self.token, EDITED, self.labels)
-        if self.reference is not None:
-            self.scores = Scores(self.labels, self.reference, self.run.labels, self.spacing, self.study.name, known)
-        self._keep_score()
 
     def _catch_up(self) -> None:
         """Show and score what another page of this server has made of the version meanwhile."""
@@ -226,19 +246,21 @@ class Opened:
             edit = step(seen=self.seen)
             if edit is None:
                 return
-            self.seen = edit.revision
-            self.changes += 1  # before it is scored: a stroke that arrives meanwhile was drawn on what is gone
+            self._changed(edit)
+            self.changes += 1
             self.jump = Jump(self.changes, edit.z)
-        self._changed(edit)
 
     def _changed(self, edit: Edit) -> None:
+        """Note an edit of the version on the screen; one that another page's came before is left to `_catch_up`."""
+        if edit.revision != self.seen + 1:
+            return
+        self.seen = edit.revision
         self.counts[edit.z] = np.bincount(self.labels[edit.z].ravel(), minlength=self.counts.shape[1])
-        if self.scores is not None and edit.organs:
-            self.scores.update([edit.z], edit.organs)
-        self._keep_score()
+        if self.scores is not None:
+            self.scores.changed(edit.z, edit.organs, self.labels)
 
     def _keep_score(self) -> None:
-        """Leave the score beside the version, for the lists; not where another page has changed it meanwhile."""
+        """Leave the score beside the version, for the lists; not where it has been changed meanwhile."""
         with self._lock:
             version, scores = self.correction, self.scores
             if version is None or scores is None or not scores.ready:
@@ -268,7 +290,7 @@ def open_case(owner: str, workspace: Workspace, study: Study, run: Run, *, corre
     image, layers = study.case.image, {EDITED: prediction} | ({} if reference is None else {REFERENCE: reference})
     token = serving.publish(owner, serving.Shown(image, layers))
     opened = Opened(study, run, workspace.review(study, run), image, reference, token)
-    opened.show(max(map(number_of, versions(opened.folder)), default=0) if corrected else 0)
+    opened.show(newest_version(opened.folder) if corrected else 0)
     return opened
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import streamlit as st
 
 from app import choice, screen, segmenting
-from app.corrections import number_of, versions
+from app.corrections import newest_version, number_of, versions
 from app.opened import Opened, open_case
 from app.scores import Score
 from app.screen import shown
@@ -36,11 +36,11 @@ def show() -> None:
     @screen.guarded
     def act(event: events.Event) -> None:
         if isinstance(event, events.Edit):
-            opened.edited(event.z, event.labels, drawn_on=event.version)
+            opened.edited(event)
         elif isinstance(event, events.Prompt):
             opened.asked(event)
 
-    if opened.trouble and not opened.number and len(versions(opened.folder)) == opened.earlier:
+    if opened.trouble and not opened.number and newest_version(opened.folder) == opened.earlier:
         screen.refusal(opened.trouble)
     with st.sidebar:
         version(opened)

@@ -117,6 +117,7 @@ class Scene:
         layers: label maps by their served name; "prediction" and "reference" give the modes.
         compare: the two layers side by side in the layout "compare".
         editable: the layer that brush, eraser and accepted proposals change; None takes them away.
+        version: what tells where edits go; every edit comes back with that of its time.
         prompts: whether box and point prompts are answered.
         window: width and centre in HU the first time; the user's own afterwards.
     """
@@ -131,6 +132,7 @@ class Scene:
     layout: Literal["planes", "compare"] = "planes"
     compare: tuple[str, str] | None = None
     editable: str | None = None
+    version: int = 0
     prompts: bool = False
     jump: Jump | None = None
     window: tuple[int, int] | None = None
@@ -150,33 +152,42 @@ def viewer(key: str, scene: Scene, act: Callable[[Event], None] | None = None) -
 
     def take() -> None:
         with taken.lock:
-            for number, raw in received(st.session_state[key].event, after=taken.number):
+            sent = received(st.session_state[key].event)
+            taken.last = [name for name in sent if name in taken.all]
+            for name, raw in sent.items():
+                if name in taken.all:
+                    continue
                 try:
                     event = event_of(raw, scene.shape)
                     if act:
                         act(event)
                 except Exception:  # an error is the page's to show, once; to be broken off is no Exception
-                    taken.number = number
+                    taken.add(name)
                     raise
-                taken.number = number
+                taken.add(name)
 
-    _component(key=key, data=_facts(scene, taken.number), on_event_change=take)
+    _component(key=key, data=_facts(key, scene, taken.last), on_event_change=take)
 
 
 @dataclass
 class _Taken:
-    """Number of the last event that was acted upon.
+    """Ids of the events that were acted upon: all, and those that the browser sent last.
 
     An object with a lock, for two reasons: Streamlit starts the next run of a script in another thread while the last
     one is still busy, and writing to the session state is where it breaks runs off.
     """
 
-    number: int = 0
+    all: set[str] = field(default_factory=set)
+    last: list[str] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
 
+    def add(self, name: str) -> None:
+        self.all.add(name)
+        self.last.append(name)
 
-def _facts(scene: Scene, seen: int) -> dict[str, Any]:
-    """The scene as the browser reads it, with the number of the last event that was taken."""
+
+def _facts(key: str, scene: Scene, seen: Sequence[str]) -> dict[str, Any]:
+    """The scene as the browser reads it, with the ids of the events that were taken."""
     facts = asdict(scene)
     facts["data"] = f"/surm/data/{facts.pop('token')}/"
-    return facts | {"convention": "radiological", "seen": seen}
+    return facts | {"convention": "radiological", "key": key, "seen": [*seen]}

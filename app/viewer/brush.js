@@ -5,7 +5,7 @@ import { decode, encode } from "./rle.js";
 const HISTORY = 200; // strokes
 
 export class Brush {
-  /** @param changed called with z after every dab; @param finished with (z, run lengths) when a slice is settled. */
+  /** @param changed called with z after every dab; @param finished with (z, before, after) in run lengths when a slice is settled. */
   constructor(changed, finished) {
     Object.assign(this, { changed, finished, stroke: null, past: [], future: [] });
   }
@@ -65,26 +65,26 @@ export class Brush {
     this.past.push({ z, before, after });
     if (this.past.length > HISTORY) this.past.shift();
     this.future = [];
-    this.finished(z, after);
+    this.finished(z, before, after);
   }
 
   /** Take back (or do again) the last stroke; `slice` gives the labels of a z. Returns the z, or null if there is none. */
   undo(slice) {
-    return this.restore(this.past, this.future, "before", slice);
+    return this.restore(this.past, this.future, "after", "before", slice);
   }
 
   redo(slice) {
-    return this.restore(this.future, this.past, "after", slice);
+    return this.restore(this.future, this.past, "before", "after", slice);
   }
 
-  restore(from, to, which, slice) {
+  restore(from, to, old, which, slice) {
     const step = from.pop();
     if (!step) return null;
     to.push(step);
     const labels = slice(step.z);
     labels.set(decode(step[which], labels.length));
     this.changed(step.z);
-    this.finished(step.z, step[which]);
+    this.finished(step.z, step[old], step[which]);
     return step.z;
   }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +16,18 @@ class Edit:
     """A stroke, an undo, a redo or an accepted proposal: from now on slice z has these labels, uint8 (y, x).
 
     Attributes:
-        version: of the layer that it was drawn on.
+        before: what it was drawn on, likewise.
+        version: `Scene.version` of that time.
+        layer: version of the layer that it was drawn on.
+        id: what tells it from every other one.
     """
 
     z: int
     labels: np.ndarray
+    before: np.ndarray
     version: int
+    layer: int
+    id: str
 
 
 @dataclass(frozen=True)
@@ -52,18 +57,18 @@ class Place:
 
 Event = Edit | Prompt | Place
 
+LONGEST_ID = 64
+"""Characters; the browser's own are 32."""
 
-def received(sent: Any, *, after: int) -> Iterator[tuple[int, Any]]:
-    """What was not seen before, not read yet, each with its number, in their order.
+
+def received(sent: Any) -> dict[str, Any]:
+    """Events in their order, not read yet, by their ids.
 
     Args:
         sent: the browser's list of all events that it does not know to be seen.
-        after: the number of the last event that was seen.
     """
-    for raw in sent or ():
-        number = raw.get("id") if isinstance(raw, dict) else None
-        if isinstance(number, int) and number > after:
-            yield number, raw
+    events = [raw for raw in sent or () if isinstance(raw, dict)]
+    return {raw["id"]: raw for raw in events if isinstance(raw.get("id"), str) and len(raw["id"]) <= LONGEST_ID}
 
 
 def event_of(raw: Any, shape: tuple[int, int, int]) -> Event:
@@ -86,7 +91,8 @@ def _event(raw: dict[str, Any], shape: tuple[int, int, int]) -> Event:
     z = _index(raw["z"], depth)
     match raw["kind"]:
         case "edit":
-            return Edit(z, decode(raw["rle"], (height, width)), _number(raw["version"]))
+            labels, before = (decode(raw[name], (height, width)) for name in ("after", "before"))
+            return Edit(z, labels, before, _number(raw["version"]), _number(raw["layer"]), str(raw["id"]))
         case "place":
             return Place(z, _index(raw["y"], height), _index(raw["x"], width))
         case "prompt":

@@ -24,7 +24,7 @@ export class Screen {
     this.closed = new AbortController();
     this.model = new Model(scene);
     this.go = new Navigation(this);
-    this.outbox = new Outbox(send, scene.seen);
+    this.outbox = new Outbox(scene.key, send, () => this.request());
     const told = (sentence) => {
       this.trouble = sentence;
       this.request();
@@ -33,9 +33,12 @@ export class Screen {
     this.tools = new Tools(this);
     this.build();
     keyboard(this);
+    window.addEventListener("beforeunload", (event) => this.outbox.edits().length && event.preventDefault(), { signal: this.closed.signal });
     this.volume.z = this.model.at[0];
     this.volume.setLayers(scene.layers ?? {});
     this.refresh();
+    this.outbox.seen(scene.seen);
+    this.outbox.again(); // what a viewer before this one could not send
   }
 
   build() {
@@ -50,7 +53,8 @@ export class Screen {
     this.grid = element("div.grid", { "data-layout": model.scene.layout },
       this.toolbar.element, ...this.panes.map((pane) => pane.element), this.strip.element, this.organs.element, this.sheet);
     root.replaceChildren(this.grid);
-    this.panes[0].element.append(this.toolbar.proposal); // where the mask is, and where no row of buttons grows
+    this.unsaved = element("div.unsaved", { hidden: true, role: "status" });
+    this.panes[0].element.append(this.toolbar.proposal, this.unsaved); // where the mask is, and where no row of buttons grows
     this.panes.forEach((pane) => listen(pane, this));
     this.enlarge(model.main);
     this.watch = new ResizeObserver(() => this.resize());
@@ -121,6 +125,7 @@ export class Screen {
     this.strip.draw();
     this.toolbar.undo.disabled = !this.tools.brush.past.length;
     this.toolbar.redo.disabled = !this.tools.brush.future.length;
+    this.warn();
     const { model, root, volume } = this;
     const [z, y, x] = model.at;
     if (z !== this.last && this.panes[0].complete) {
@@ -132,6 +137,14 @@ export class Screen {
       ready: this.panes[0].complete, drawn: this.drawn, loaded: volume.loaded(),
     };
     for (const [name, fact] of Object.entries(facts)) if (root.dataset[name] !== String(fact)) root.dataset[name] = fact;
+  }
+
+  /** Say on the picture what the app has not answered for. */
+  warn() {
+    const count = this.outbox.overdue(), strokes = count === 1 ? "1 stroke" : `${count} strokes`;
+    const sentence = `${strokes} not saved yet: no answer from the app. Kept here, and sent again by itself.`;
+    this.unsaved.hidden = !count;
+    if (count && this.unsaved.textContent !== sentence) this.unsaved.textContent = sentence;
   }
 
   /** Change what is chosen, by name. */

@@ -8,7 +8,10 @@ export class Tools {
     Object.assign(this, { screen, model: screen.model });
     this.brush = new Brush(
       (z) => this.painted(z),
-      (z, rle) => screen.outbox.put({ kind: "edit", z, rle, version: this.editable().version }),
+      (z, before, after) => {
+        const { version } = this.model.scene;
+        screen.outbox.put({ kind: "edit", z, before, after, version, layer: this.editable().version });
+      },
     );
   }
 

@@ -37,13 +37,14 @@ class Server:
 
 
 @contextmanager
-def started(folder: Path, way: str = "surm-seg", ttl: int | None = None) -> Iterator[Server]:
+def started(folder: Path, way: str = "surm-seg", ttl: int | None = None, port: int = 0) -> Iterator[Server]:
     """The app over a workspace, started as a user does, as long as the block runs.
 
     Args:
         ttl: seconds that it keeps what a page that was closed has brought.
+        port: of an app before it, for a page that waits for one; 0 takes a free one.
     """
-    port = free_port()
+    port = port or free_port()
     command = {
         "surm-seg": ["-m", "surm_seg.app", "--workspace", str(folder), "--no-browser", "--port", str(port)],
         "streamlit": ["-m", "streamlit", "run", str(MAIN), "--server.port", str(port)],

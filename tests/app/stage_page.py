@@ -92,7 +92,8 @@ def act(event: Event) -> None:
     match event:
         case Edit(z, labels):
             prediction[z] = labels
-            state["events"].append({"kind": "edit", "z": z, "rle": encode(labels)})
+            edit = {"kind": "edit", "z": z, "rle": encode(labels), "before": encode(event.before)}
+            state["events"].append(edit | {"version": event.version, "layer": event.layer})
         case Prompt():
             state["events"].append(
                 {"kind": "prompt", "z": event.z, "value": event.value, "points": event.points, "box": event.box}

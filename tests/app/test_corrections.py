@@ -231,7 +231,7 @@ except BadInput as error:
 
 def test_two_tabs_share_a_version_and_two_programs_do_not(tmp_path: Path, base: np.ndarray) -> None:
     one, two = Correction.open(tmp_path, base, ABOUT), Correction.open(tmp_path, base, ABOUT)
-    one.apply(0, drawn(1), seen=0)
+    one.apply(0, drawn(1), before=base[0])
     assert two.revision == 1 and np.array_equal(two.labels[0], drawn(1))
     words = [sys.executable, "-c", OTHER_PROGRAM, str(one.folder)]
     said = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
@@ -242,8 +242,28 @@ def test_two_tabs_share_a_version_and_two_programs_do_not(tmp_path: Path, base: 
 def test_what_was_drawn_on_labels_that_are_no_more_changes_nothing(tmp_path: Path, base: np.ndarray) -> None:
     correction = Correction.open(tmp_path, base, ABOUT)
     seen = correction.apply(0, drawn(1)).revision
-    correction.apply(0, drawn(2), seen=seen)
-    for late in (lambda: correction.apply(0, drawn(3), seen=seen), lambda: correction.undo(seen=seen)):
+    correction.apply(0, drawn(2), before=drawn(1))
+    for late in (lambda: correction.apply(0, drawn(3), before=drawn(1)), lambda: correction.undo(seen=seen)):
         with pytest.raises(BadInput, match="changed meanwhile"):
             late()
     assert correction.revision == 2 and np.array_equal(correction.labels[0], drawn(2))
+    correction.apply(1, drawn(3), before=base[1])  # another slice is as it was
+    assert np.array_equal(correction.labels[:2], [drawn(2), drawn(3)])
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_edit_that_comes_twice_is_made_once(tmp_path: Path, base: np.ndarray, closed: bool) -> None:
+    """Its answer was lost: also after a restart, and whatever has been drawn or taken back meanwhile."""
+    correction = Correction.open(tmp_path, base, ABOUT)
+    sent = [(0, base[0], drawn(1), "a"), (0, drawn(1), drawn(2), "b"), (0, drawn(2), drawn(1), "c")]  # c takes b back
+    for z, before, after, event in sent:
+        correction.apply(z, after, before=before, event=event)
+    correction.undo()
+    correction.apply(2, drawn(3))
+    expected, revision = correction.labels.copy(), correction.revision
+    if closed:
+        del correction
+        correction = Correction.open(tmp_path, base, ABOUT)
+    for z, before, after, event in sent:
+        assert correction.apply(z, after, before=before, event=event).organs == set()
+    assert np.array_equal(correction.labels, expected) and correction.revision == revision

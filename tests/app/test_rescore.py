@@ -34,9 +34,13 @@ def test_scores_after_any_edits_are_those_of_the_whole_case(spacing: tuple[float
             y, x = rng.integers(0, 16, 2)
             labels[z, y : y + 8, x : x + 8] = rng.integers(0, 5)
             organs |= {*before[before != labels[z]].tolist(), *labels[z][before != labels[z]].tolist()} - {0}
-        assert scores.update(zs, organs) == score_case(labels, reference, ORGANS, spacing, "case1")
+        for z in zs:
+            scores.changed(z, organs)
+        assert scores.scored == score_case(labels, reference, ORGANS, spacing, "case1")
     labels[:] = 0
-    assert scores.update(range(SHAPE[0]), range(1, 5)) == score_case(labels, reference, ORGANS, spacing, "case1")
+    for z in range(SHAPE[0]):
+        scores.changed(z, range(1, 5))
+    assert scores.scored == score_case(labels, reference, ORGANS, spacing, "case1")
 
 
 def test_the_worst_slice_has_the_greatest_error_area_and_not_the_lowest_dice() -> None:
@@ -49,5 +53,5 @@ def test_the_worst_slice_has_the_greatest_error_area_and_not_the_lowest_dice() -
     assert scores.worst == 3
     np.testing.assert_allclose(scores.error_mm2, [0, 0, 0, 18 * 0.56, 0, 0.56, 0])
     labels[3, 2, 2:20] = 1
-    scores.update([3], [1, 2])
+    scores.changed(3, [1, 2])
     assert scores.worst == 5 and scores.error_mm2[3] == 0

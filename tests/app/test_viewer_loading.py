@@ -110,7 +110,7 @@ MOUNTED = """async seen => {
     const {default: mount} = await import("/surm/viewer/main.js");
     const box = document.body.appendChild(document.createElement("div"));
     const scene = {data: "/surm/data/none/", shape: [2, 4, 4], spacing: null, organs: [], layers: {}, slices: [],
-        layout: "planes", convention: "radiological", seen: 0};
+        layout: "planes", convention: "radiological", key: "one", seen: []};
     const show = facts => mount({data: {...scene, ...facts}, parentElement: box, setTriggerValue: () => {}});
     seen.overtaken = show({case: "one"});
     show({case: "two"});
