@@ -32,7 +32,7 @@ from app.nameless import Nameless, private_names, value_of
 from surm_seg.errors import INTERRUPTED, BadInput
 from surm_seg.volume import replacing
 
-Kind = Literal["train", "evaluate"]
+Kind = Literal["train", "evaluate", "prepare"]
 State = Literal["running", "finished", "failed", "cancelled"]
 
 LOG_LINES = 20
@@ -98,7 +98,7 @@ class Job:
 
     @property
     def progress(self) -> float | None:
-        """Share that is done, 0..1, by the records of the run; None where there are none, as of an evaluation."""
+        """Share that is done, 0..1, by the records of the run; None where it has none, as all but trainings."""
         if self.status == 0:
             return 1.0
         try:
@@ -116,7 +116,7 @@ class Job:
             return []
 
     def cancel(self) -> None:
-        """Ask it to stop: a training saves and can be resumed, an evaluation leaves nothing.
+        """Ask it to stop: a training saves and can be resumed, a data set keeps cases, an evaluation leaves nothing.
 
         Asked again, it ends at once.
         """

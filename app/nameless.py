@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipelines.formats import formats
 from surm_seg.volume import stem, volumes_in
 
 PRIVATE = ("prediction", "reference", "image")
@@ -61,6 +62,8 @@ class Nameless(io.TextIOBase):
 def private_names(argv: Sequence[str], work: Path) -> dict[str, str]:
     """What of a command's files may tell a patient, as its messages may have it -> what the log says instead."""
     found: dict[str, str] = {}
+    if argv and not argv[0].startswith("-"):
+        found |= _source_names(work / argv[0])
     for option in PRIVATE:
         stated = value_of(argv, option)
         if stated is None:
@@ -72,6 +75,18 @@ def private_names(argv: Sequence[str], work: Path) -> dict[str, str]:
                 texts = (str(member), str(Path(stated, member.relative_to(source))), member.name, stem(member))
                 found |= dict.fromkeys(texts, f"{option} {number}")
     return {text: instead for text, instead in found.items() if len(text) >= SHORTEST_NAME}
+
+
+def _source_names(source: Path) -> dict[str, str]:
+    """The same of all that lies below what is prepared, but for the words that a layout prescribes."""
+    public = set(re.findall(r"[\w.]+", " ".join(layout.LAYOUT for layout in formats().values())))
+    found = dict.fromkeys((str(source), source.name), "the source")
+    for number, path in enumerate(sorted(path for path in source.rglob("*") if path.is_file()), 1):
+        within = path.relative_to(source)
+        found |= dict.fromkeys(set(within.parts[:-1]) - public, "a folder of the source")
+        found |= dict.fromkeys({path.name, stem(path)} - public, f"file {number} of the source")
+        found |= dict.fromkeys((str(path), str(within)), f"file {number} of the source")
+    return found
 
 
 def value_of(argv: Sequence[str], option: str) -> str | None:

@@ -15,12 +15,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import streamlit as st
 
-from app import serving
+from app import jobs, serving
 from app.belongings import UPLOADS, Belongings, leave, take
 from app.scores import Score
-from app.segmenting import Work
+from app.segmenting import Work, resume
 from app.uploads import Uploads, sweep
-from app.workspace import Study
+from app.workspace import Study, Workspace
 from surm_seg.errors import SurmError
 
 BANNER = "Research use only. Not a medical device."
@@ -91,8 +91,12 @@ class Session:
 
 @st.cache_resource(scope="session", on_release=lambda session: session.close(), show_spinner=False)
 def session() -> Session:
-    """The session that is being drawn for; before its first page, what servers that died left of others is deleted."""
+    """The session that is being drawn for; before its first page, what servers that died have left is put in order.
+
+    Their uploads are deleted, and their segmentations begun anew.
+    """
     sweep(UPLOADS)
+    resume(Workspace())
     return Session(take(st.session_state.get(ADDRESS) or st.query_params.get(ADDRESS)))
 
 
@@ -158,6 +162,30 @@ def follow(work: Work) -> None:
         what = f"segmenting with {work.run.name}: {work.share:.0%}" if work.share else f"loading {work.run.name}"
     st.progress(work.share, what)
     st.button("Cancel", key=f"cancel {work.run.name}", on_click=work.cancel)
+
+
+@st.fragment(run_every="1s")
+@guarded
+def newest_job(folder: Path, kind: jobs.Kind, first: str) -> None:
+    """What the newest job of a kind is doing, or why it failed; the page is drawn anew at its end.
+
+    Args:
+        folder: of all jobs.
+        first: what it does before it says anything.
+    """
+    job = next((job for job in jobs.jobs(folder) if job.kind == kind), None)
+    if job is None:
+        return
+    if job.state == "running":
+        st.session_state[f"watched {kind}"] = job.id
+        st.progress(job.progress or 0.0, plain((job.log_tail(1) or [first])[0]))
+        if st.button("Cancel", key=f"cancel {kind}"):
+            job.cancel()
+    elif st.session_state.pop(f"watched {kind}", None) == job.id:
+        st.rerun()
+    elif job.state == "failed":
+        lines = [line for line in job.log_tail() if line.strip()] or ["It stopped without a word; start it again."]
+        st.error(plain(lines[-1]))
 
 
 def spacings(scores: Iterable[Score]) -> str:

@@ -1,6 +1,11 @@
 """Segmenting a case from a page: a thread of the server, with progress, cancel, and one resident backbone for all.
 
 What runs is found again by any page and any session, under the case and the run; a closed tab stops nothing.
+
+REVIEW/asked   an empty file: this was asked for, and has not come to an end
+
+Where the app was ended meanwhile, the next one begins it anew. It does so once, for what ends the app again may be the
+cause of its end; and never for an upload, which is gone with the app that it was brought to.
 """
 
 from __future__ import annotations
@@ -8,7 +13,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Event, Lock, Semaphore, Thread
 from typing import Any
 
@@ -21,6 +28,8 @@ from surm_seg.cli import device_named
 from surm_seg.errors import SurmError
 from surm_seg.report import write_scores
 from surm_seg.scored import score_case
+
+ASKED = "asked"
 
 _log = logging.getLogger("surm_seg.app")
 _lock, _loading = Lock(), Lock()
@@ -65,15 +74,37 @@ class Work:
         self.share = share
 
 
-def begin(workspace: Workspace, study: Study, run: Run) -> Work:
-    """Segment a case in the background; the same work where it is already on its way."""
+def begin(workspace: Workspace, study: Study, run: Run, *, resumable: bool = True) -> Work:
+    """Segment a case in the background; the same work where it is already on its way.
+
+    Args:
+        resumable: whether the next app goes on with it.
+    """
     with _lock:
         known = _works.get((study.key, run.identity))
         if known is not None and not known.over:
             return known
         work = _works[study.key, run.identity] = Work(study, run)
+    if resumable and study.original is None:
+        with suppress(OSError):  # a disk that refuses this refuses the result, too
+            asked = _asked(workspace, study, run)
+            asked.parent.mkdir(parents=True, exist_ok=True)
+            asked.touch()
     Thread(target=_carry_out, args=(workspace, work), daemon=True, name="segmenting").start()
     return work
+
+
+def resume(workspace: Workspace) -> None:
+    """Begin anew what an app that was ended was asked for; what this one knows of is left alone."""
+    unfinished = set((workspace.folder / "reviews").glob(f"*/*/{ASKED}"))
+    if not unfinished:
+        return
+    for study in workspace.studies():
+        for run in workspace.runs():
+            asked = _asked(workspace, study, run)
+            if asked in unfinished and not run.problem and work_on(study, run) is None:
+                asked.unlink(missing_ok=True)
+                begin(workspace, study, run, resumable=False)
 
 
 def work_on(study: Study, run: Run) -> Work | None:
@@ -115,6 +146,12 @@ def _carry_out(workspace: Workspace, work: Work) -> None:
         work.error = SurmError("worker-lost", f"The worker stopped ({type(error).__name__}); start it again.")
         work.state = "failed"
         _log.error("segmenting: unexpected %s", type(error).__name__)
+    finally:
+        _asked(workspace, study, run).unlink(missing_ok=True)
+
+
+def _asked(workspace: Workspace, study: Study, run: Run) -> Path:
+    return workspace.review(study, run) / ASKED
 
 
 def score(workspace: Workspace, study: Study, run: Run, found: np.ndarray) -> None:

@@ -21,7 +21,6 @@ from surm_seg.errors import BadInput, Corrupt, SurmError
 from surm_seg.labels import OTHER, SYNAPSE, LabelMap, label_tables, numbered, predicted_organs, read_table
 from surm_seg.volume import label_names, read_labels, volumes_in
 
-POLL = "1s"
 OWN = "as their files say, or as in the predictions"
 FILES = {
     "report.html": ("HTML report", "text/html"),
@@ -38,7 +37,7 @@ def show() -> None:
     with left, screen.sentences():
         st.subheader("Score a folder")
         form(workspace)
-        progress(workspace)
+        screen.newest_job(workspace.folder / "jobs", "evaluate", "reading the label maps")
     with right, screen.sentences():
         existing(workspace)
 
@@ -137,26 +136,6 @@ def files_of(folder: Path) -> list[Path]:
 def written(table: LabelMap) -> dict[int | str, str | None]:
     """A table as a YAML file has it."""
     return {**table.raw, **({OTHER: None} if table.others else {})}
-
-
-@st.fragment(run_every=POLL)
-@screen.guarded
-def progress(workspace: Workspace) -> None:
-    """What the newest evaluation is doing, or why it failed."""
-    job = next((job for job in jobs.jobs(workspace.folder / "jobs") if job.kind == "evaluate"), None)
-    if job is None:
-        return
-    if job.state == "running":
-        st.session_state["scoring"] = job.id
-        lines = job.log_tail(1) or ["reading the label maps"]
-        st.progress(job.progress or 0.0, screen.plain(lines[0]))
-        if st.button("Cancel", key="cancel scoring"):
-            job.cancel()
-    elif st.session_state.pop("scoring", None) == job.id:
-        st.rerun()
-    elif job.state == "failed":
-        lines = [line for line in job.log_tail() if line.strip()] or ["It stopped without a word; start it again."]
-        st.error(screen.plain(lines[-1]))
 
 
 def existing(workspace: Workspace) -> None:

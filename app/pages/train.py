@@ -16,7 +16,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import choice, demo, jobs, screen
+from app import choice, demo, jobs, preparing, screen
 from app.workspace import Run, Workspace
 from surm_seg import backbones, structures
 
@@ -26,7 +26,6 @@ BUDGETS = {"quick look": 100, "demo": 200, "thorough": 1000, "long": 3000}
 """Optimiser steps."""
 
 SIZES = (128, 256, 384, 512, 1024)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 FEWEST_STEPS = 3
 """Of a run, for its speed to be known."""
 
@@ -76,7 +75,7 @@ def form(workspace: Workspace) -> Plan | None:
         format_func=lambda name: f"{name}  ·  {known.get(name, '16 generated patients, made on first use')}",
         help="Prepared data sets below data/ of this workspace",
     )
-    st.caption("A folder of volumes and label maps is prepared by `surm-seg prepare FOLDER --output data/NAME`.")
+    preparing.form(workspace)
     first, second = st.columns(2)
     every = structures.names()
     structure = first.selectbox("Structure", every, index=every.index("circulant") if "circulant" in every else 0)
@@ -94,7 +93,7 @@ def form(workspace: Workspace) -> Plan | None:
         seed = int(st.number_input("Seed", 0, 2**31 - 1, 0))
         alone = st.checkbox("No held-out cases: score the training cases (shows that the pipe is whole, nothing more)")
     name = st.text_input("Name of the run", free_name(workspace, structure), max_chars=40)
-    if not NAME.fullmatch(name):
+    if not preparing.NAME.fullmatch(name):
         st.error("A run's name is made of letters, digits, - and _; choose another.  \n`run-name`")
         return None
     words = ["--data", PHANTOM if data not in known else str(workspace.folder / "data" / data)]

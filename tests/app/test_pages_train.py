@@ -1,10 +1,12 @@
 """The pages that start trainings: the demo and Train, with real jobs."""
 
 import json
+import shutil
 from pathlib import Path
 
 from clinic import at, visit
-from pages import press, until
+from pages import menu, press, until
+from streamlit.testing.v1 import AppTest
 
 from app import jobs
 from app.workspace import Workspace
@@ -60,6 +62,61 @@ def test_an_estimate_counts_parameters_and_takes_nothing_for_granted(clinic: Wor
     said = "\n".join(text.value for text in app.markdown)
     assert "2,304 in the encoder" in said and "GB for a step" in said and "by the" in said
     assert not Path("runs/circulant-1").exists()
+
+
+def chosen(app: AppTest, folder: str) -> AppTest:
+    """The page Train once this folder has been named."""
+    next(field for field in app.text_input if field.label == "Folder").set_value(folder)
+    app.run()
+    assert not app.exception
+    return app
+
+
+def test_a_folder_is_prepared_from_the_page(clinic: Workspace, tmp_path: Path) -> None:
+    """Its layout is found by itself; the data set is there to be trained on, and nothing else was touched."""
+    source = tmp_path / "Ward 7"
+    shutil.copytree("data/phantom/source", source)
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    app = chosen(visit("train"), str(source))
+    assert any("4 organs" in said.value or "8 organs" in said.value for said in app.caption)
+    press(app, "Prepare")
+    (job,) = jobs.jobs(Path("jobs"))
+    assert job.kind == "prepare" and "Cancel" in [button.label for button in visit("train").button]
+    until(lambda: job.state != "running")
+    assert job.state == "finished", job.log_tail()
+    assert "Ward-7" in [dataset.folder.name for dataset in clinic.datasets()[0]]
+    assert any(option.startswith("Ward-7  ") for option in menu(visit("train"), "Data").options)
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_is_no_data_set_is_a_sentence_before_anything_starts(clinic: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.docx").write_bytes(b"PK")
+    for folder, code in ((str(tmp_path / "letters"), "format"), (str(tmp_path / "nowhere"), "source")):
+        (error,) = chosen(visit("train"), folder).error
+        assert f"`{code}`" in error.value and str(tmp_path) not in error.value
+    assert not jobs.jobs(Path("jobs")) and "Start training" in [button.label for button in visit("train").button]
+
+
+def test_a_case_that_cannot_be_prepared_is_told_without_its_name_in_the_log(clinic: Workspace, tmp_path: Path) -> None:
+    """The command's sentence names the file, which may be called after a patient."""
+    source = tmp_path / "Doe_Jane"
+    for kind in ("imagesTr", "labelsTr"):
+        (source / kind).mkdir(parents=True)
+    volume = next(Path("data/phantom/source/img").iterdir()).read_bytes()
+    (source / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"})
+    )
+    (source / "imagesTr" / "Smith_John_0000.nii.gz").write_bytes(volume)
+    (source / "labelsTr" / "Smith_John.nii.gz").write_bytes(volume[:-5000])
+    press(chosen(visit("train"), str(source)), "Prepare")
+    (job,) = jobs.jobs(Path("jobs"))
+    until(lambda: job.state != "running")
+    assert job.state == "failed"
+    log = (job.folder / "log").read_text()
+    assert "of the source" in log and not any(name in log for name in ("Smith", "John", "Doe", "Jane"))
+    assert any("of the source" in error.value for error in visit("train").error)
+    assert not [*Path("data").glob("Doe*/dataset.json")]
 
 
 def test_a_run_s_name_cannot_leave_its_folder(clinic: Workspace) -> None:

@@ -11,6 +11,7 @@ from clinic import at, shared_workspace
 from playwright.sync_api import Browser, Page
 from served import Server, started, wait_for
 
+from app import segmenting
 from app.workspace import Workspace
 from surm_seg.volume import read_grid
 
@@ -92,7 +93,7 @@ def test_a_reload_keeps_what_was_brought_and_no_other_page_sees_it(
 def test_a_server_that_dies_leaves_neither_uploads_nor_half_a_segmentation(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, browser: Browser
 ) -> None:
-    """Killed while it segments; the next one sweeps the uploads, and offers the segmentation again."""
+    """Killed while it segments; the next one sweeps the uploads, and begins the segmentation anew by itself."""
     shutil.copytree(shared_workspace(tmp_path_factory), tmp_path / "clinic")
     with at(tmp_path / "clinic"):
         workspace = Workspace()
@@ -114,14 +115,37 @@ def test_a_server_that_dies_leaves_neither_uploads_nor_half_a_segmentation(
         assert made is None or made.shape == study.case.shape
     with started(tmp_path / "clinic") as server:
         page.goto(f"{server.url}/?case={study.key}")
-        (page.get_by_role("button", name="Open in Review") if made is not None else button).wait_for()
-        assert (
-            not page.get_by_text("segmenting with demo").count()
-            and not page.locator("[data-testid=stAlertContentError]").count()
-        )
+        page.get_by_role("button", name="Open in Review", disabled=False).wait_for()
+        assert not page.locator("[data-testid=stAlertContentError]").count() and not button.count()
         wait_for(lambda: not stored(server))
-        if made is None:
-            button.click()
-            opened = page.get_by_role("button", name="Open in Review", disabled=False)
-            opened.wait_for()
+    with at(tmp_path / "clinic"):
+        made = workspace.voxels(study, run)
+        assert made is not None and made.shape == study.case.shape
+        assert not (workspace.review(study, run) / segmenting.ASKED).exists()
+    page.close()
+
+
+def test_a_segmentation_that_ends_the_app_twice_is_not_begun_a_third_time(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, browser: Browser
+) -> None:
+    shutil.copytree(shared_workspace(tmp_path_factory), tmp_path / "clinic")
+    with at(tmp_path / "clinic"):
+        workspace = Workspace()
+        (run,) = workspace.runs()
+        study = next(study for study in workspace.studies() if study.case.split == "test")
+        asked = workspace.review(study, run).resolve() / segmenting.ASKED
+        asked.parent.mkdir(parents=True)
+        asked.touch()
+    page = browser.new_page()
+    for times in (1, 2):
+        with started(tmp_path / "clinic") as server:
+            page.goto(f"{server.url}/?case={study.key}")
+            if times == 1:
+                page.get_by_text("loading demo").or_(page.get_by_text("segmenting with demo")).first.wait_for()
+                server.process.kill()
+                server.process.wait()
+                assert not asked.exists() and not (asked.parent / "prediction.npy").exists()
+            else:
+                page.get_by_role("button", name="Segment with demo").wait_for()
+                assert not page.get_by_text("segmenting with demo").count()
     page.close()
