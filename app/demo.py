@@ -28,7 +28,7 @@ def offer(workspace: Workspace, runs: Sequence[Run], found: Sequence[Study]) -> 
             "your own data set on the page Train, and upload a volume below."
         )
         if job is not None and job.state == "failed":
-            st.error("\n".join(screen.plain(line) for line in job.log_tail(2)) or "The demo stopped without a word.")
+            st.error(screen.plain(job.trouble))
         resumable = (workspace.folder / FOLDER / "config.yaml").exists()
         if st.button("Go on with the demo" if resumable else "Make the demo", type="primary", disabled=bool(runs)):
             words = ["--output", FOLDER, *(["--resume"] if resumable else [])]

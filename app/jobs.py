@@ -115,6 +115,14 @@ class Job:
         except OSError:
             return []
 
+    @property
+    def trouble(self) -> str:
+        """Of a failed one, why, and how to go on: its last words, or that it had no time for any."""
+        if self.status is None:
+            return "Its process was ended from outside, or by a lack of memory; start or resume it again."
+        said = [line for line in self.log_tail() if line.strip()]
+        return said[-1] if said else "It stopped without a word; start or resume it again."
+
     def cancel(self) -> None:
         """Ask it to stop: a training saves and can be resumed, a data set keeps cases, an evaluation leaves nothing.
 

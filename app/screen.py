@@ -184,8 +184,7 @@ def newest_job(folder: Path, kind: jobs.Kind, first: str) -> None:
     elif st.session_state.pop(f"watched {kind}", None) == job.id:
         st.rerun()
     elif job.state == "failed":
-        lines = [line for line in job.log_tail() if line.strip()] or ["It stopped without a word; start it again."]
-        st.error(plain(lines[-1]))
+        st.error(plain(job.trouble))
 
 
 def spacings(scores: Iterable[Score]) -> str:

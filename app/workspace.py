@@ -146,7 +146,7 @@ class Workspace:
     def prediction(self, study: Study, run: Run) -> Path | None:
         """The label map of a case by a run: made here, at the end of the training, or by `predict`; maybe none."""
         own = self.review(study, run) / "prediction.npy"
-        if own.exists():
+        if _whole(own):
             return own
         ours = run.folder / "predictions" / f"{study.name}.nii.gz"
         if study.data and study.data == run.facts.get("data_sha256") and ours.exists():
@@ -226,6 +226,15 @@ def unlike(study: Study, run: Run) -> list[str]:
     """Sentences on what sets a case apart from those the run was trained on."""
     facts = replace(domain.facts_of_case(study.case), modality=study.modality)
     return domain.differences(facts, run.facts.get("fingerprint", {}))
+
+
+def _whole(array: Path) -> bool:
+    """Whether an array is there with all its bytes; one that was cut by a full disk or a copy is as none."""
+    try:
+        np.load(array, mmap_mode="r", allow_pickle=False)
+        return True
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 _OURS = {"reviews", "uploads", "jobs", "reports"}

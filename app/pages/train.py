@@ -226,7 +226,7 @@ def curves(workspace: Workspace, name: str) -> None:
             jobs.start("train", words, workspace.folder / "jobs", work=workspace.folder)
             st.rerun(scope="fragment")
     if job is not None and job.state == "failed":
-        st.error(screen.plain((job.log_tail(1) or ["It stopped without a word; resume it."])[0]))
+        st.error(screen.plain(job.trouble))
     if job is not None:
         with st.expander("What it says"):
             st.code("\n".join(map(screen.plain, job.log_tail(30))) or "nothing yet", language=None)

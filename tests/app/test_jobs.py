@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,18 @@ def test_a_later_process_of_the_same_number_is_not_taken_for_the_job(tmp_path: P
     assert job.state == "failed" and job.log_tail() == [] and job.progress is None
     job.cancel()  # and this process goes on
     assert job.state == "cancelled"
+
+
+def test_a_job_that_was_killed_does_not_give_its_progress_for_a_reason(place: Path) -> None:
+    words = [*LINE, "--steps", "2000", "--pause", "0.05", "--output", "runs/slow"]
+    job = jobs.start("train", words, place / "jobs", work=place)
+    until(lambda: bool(job.progress))
+    os.kill(job.process, signal.SIGKILL)
+    until(lambda: job.state != "running")
+    assert job.state == "failed" and "ended from outside" in job.trouble
+    refused = jobs.start("train", ["--no-such-option"], place / "jobs", work=place)
+    until(lambda: refused.state != "running")
+    assert "no_such_option" in refused.trouble
 
 
 def test_a_clock_that_was_set_does_not_lose_a_job(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The pages as a user meets them: a real workspace, a real run, real jobs; the slice component has its own tests."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,28 @@ def test_a_cancelled_segmentation_writes_nothing(clinic: Workspace) -> None:
     until(lambda: work.over)
     assert work.state == "cancelled" and clinic.prediction(study, run) is None
     assert any("cancelled" in info.value for info in visit(case=key).info)
+
+
+def test_a_worker_that_is_lost_is_a_sentence_and_can_be_started_again(
+    clinic: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its weights are another file than they were: nothing that anybody foresaw. The log says no name."""
+    key, (run,) = held_out(clinic), clinic.runs()
+    study = next(study for study in clinic.studies() if study.key == key)
+    options = run.folder / "config.yaml"
+    sound = options.read_bytes()
+    options.write_bytes(sound + b"\nimage_size: Canary^Patient\n")
+    work = segmenting.begin(clinic, study, replace(run, name="again"))
+    until(lambda: work.over)
+    assert work.state == "failed" and clinic.prediction(study, run) is None
+    (error,) = visit(case=key).error
+    assert error.value.count("`") == 2 and "Canary" not in error.value + caplog.text
+    options.write_bytes(sound)
+    press(visit(case=key), "Segment with demo")
+    again = segmenting.work_on(study, run)
+    assert again is not None and again is not work
+    until(lambda: again.over)
+    assert again.state == "done" and not visit(case=key).error
 
 
 def test_weights_of_another_backbone_are_refused_in_a_sentence(clinic: Workspace) -> None:

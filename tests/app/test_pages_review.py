@@ -373,12 +373,15 @@ def bring(name: str, content: bytes, app: AppTest | None = None) -> AppTest:
     return app
 
 
-def nifti(shape: tuple[int, ...], **header: float) -> bytes:
+def nifti(shape: tuple[int, ...], **header: object) -> bytes:
     voxels = np.random.default_rng(0).integers(-200, 200, shape).astype(np.int16)
     image = nib.Nifti1Image(voxels, np.diag([-2.0, -2.0, 5.0, 1.0]))
+    content = bytearray(image.to_bytes())
+    stated = nib.Nifti1Header(bytes(content[:348]), check=False)
     for name, value in header.items():
-        image.header[name] = value
-    return image.to_bytes()
+        stated[name] = value
+    content[:348] = stated.binaryblock
+    return bytes(content)
 
 
 def test_an_upload_is_listed_and_says_what_is_unlike_training(clinic: Workspace) -> None:
@@ -431,6 +434,20 @@ def test_a_reference_that_comes_after_the_prediction_scores_it_for_as_long_as_it
     assert again["Case"] == scored["Case"] and np.isnan(again["Dice"])
 
 
+def test_a_reference_that_does_not_fit_is_a_sentence_and_the_case_stays(clinic: Workspace) -> None:
+    app = bring("a.nii", nifti((40, 30, 8)))
+    (before,) = cases_of(app)
+    for content in (nifti((40, 30, 9)), b"no volume"):
+        uploader = next(widget for widget in app.get("file_uploader") if "label map" in widget.label)  # pyright: ignore
+        uploader.set_value([(f"{CANARY}.nii", content, "application/octet-stream")])  # pyright: ignore
+        app.run()
+        next(button for button in app.button if button.label == "Read the reference").click()
+        app.run()
+        (error,) = app.error
+        assert error.value.count("`") == 2 and CANARY not in error.value and str(Path.cwd()) not in error.value
+    assert cases_of(app) == [before] and any(button.label == "Segment with demo" for button in app.button)
+
+
 def test_two_uploads_of_one_name_are_two_cases(clinic: Workspace) -> None:
     app = bring("ct.nii", nifti((40, 30, 8)))
     app = bring("ct.nii", nifti((44, 30, 8)), app)
@@ -445,6 +462,9 @@ def test_two_uploads_of_one_name_are_two_cases(clinic: Workspace) -> None:
         ("cut.nii", nifti((40, 30, 8))[:2000]),
         ("cut.nii.gz", gzip.compress(nifti((40, 30, 8)))[:-3000]),
         ("four.nii", nifti((10, 10, 5, 3))),
+        ("bomb.nii.gz", gzip.compress(nifti((1, 1, 1), dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]))),
+        ("colour.nii", nifti((40, 30, 8), datatype=128)),
+        ("nowhere.nii", nifti((40, 30, 8), srow_x=[np.nan] * 4)),
         ("header.nii", nifti((40, 30, 8))[:352]),
         ("fake.nii.gz", b"this is no gzip"),
         ("IM0001", b"\0" * 128 + b"DICM" + b"broken"),

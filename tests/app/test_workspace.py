@@ -73,6 +73,20 @@ def test_a_label_map_of_predict_is_found_by_its_content(clinic: Workspace) -> No
     assert clinic.prediction(case, run) == clinic.folder / "predictions" / "mine" / "anything.nii.gz"
 
 
+def test_a_prediction_that_was_cut_is_made_again(clinic: Workspace) -> None:
+    """From the run's own file where there is one; else the case counts as not segmented, and can be."""
+    (run,) = clinic.runs()
+    trained = study_of(clinic, run.facts["train_cases"][0])
+    held_out = next(study for study in clinic.studies() if study.case.split == "test")
+    before = np.array(clinic.voxels(trained, run))
+    store(clinic.review(held_out, run), np.zeros(held_out.case.shape, np.uint8))
+    for study in (trained, held_out):
+        cut = clinic.review(study, run) / "prediction.npy"
+        cut.write_bytes(cut.read_bytes()[:1000])
+    assert np.array_equal(np.array(clinic.voxels(trained, run)), before)
+    assert clinic.prediction(held_out, run) is None and clinic.voxels(held_out, run) is None
+
+
 def test_what_was_predicted_belongs_to_the_weights_that_did(clinic: Workspace) -> None:
     """A run that is trained anew under its old name begins with clean sheets."""
     (run,) = clinic.runs()
