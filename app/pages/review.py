@@ -45,7 +45,7 @@ def show() -> None:
     with st.sidebar:
         version(opened)
         take_away(opened)
-    viewer(f"review {study.key} {run.identity}", opened.scene(prompts=bool(st.session_state.get("prompts"))), act)
+    viewer(f"review {opened.folder}", opened.scene(prompts=bool(st.session_state.get("prompts"))), act)
     if not opened.ready:  # the picture is on its way already
         with st.sidebar, st.spinner("Scoring"):
             opened.score()

@@ -58,6 +58,13 @@ export class Outbox {
   }
 }
 
+function stored(key) {
+  try {
+    return JSON.parse(sessionStorage.getItem(place(key)) ?? "[]");
+  } catch {
+    return []; // a browser that was told to store nothing
+  }
+}
+
 const place = (key) => `surm unsaved ${key}`;
-const stored = (key) => JSON.parse(sessionStorage.getItem(place(key)) ?? "[]");
 const unique = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");

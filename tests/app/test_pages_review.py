@@ -248,9 +248,13 @@ def test_a_stroke_is_kept_before_the_case_is_scored(clinic: Workspace, opened: O
     """Scores follow: those of other organs and slices are there meanwhile, of what was edited none."""
     opened.scores = None
     opened.show(0)
-    assert not opened.ready
+    assert not opened.ready and opened.scores is not None
     z = len(opened.labels) // 2
-    draw(opened, z, np.full_like(opened.labels[z], 5))
+    with opened.scores._scoring:  # another thread is at it
+        drawing = threading.Thread(target=draw, args=(opened, z, np.full_like(opened.labels[z], 5)))
+        drawing.start()
+        drawing.join(60)
+        assert not drawing.is_alive()
     assert (clinic.review(opened.study, opened.run) / "v001" / "journal.jsonl").stat().st_size and not opened.ready
     opened.score()
     scene = opened.scene(prompts=False)
