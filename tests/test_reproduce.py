@@ -62,6 +62,7 @@ def test_one_that_is_killed_goes_on_and_ends_in_a_table_beside_the_quoted_one(so
 
     found = json.loads((output / "table.json").read_text())
     assert [one["name"] for one in found["methods"]] == [arm.name for arm in ARMS]
+    assert [*found["compared"]] == [arm.name for arm in ARMS[1:]]
     assert found["rehearsal"] and not found["data_as_published"] and not found["failed"]
     for one in found["methods"]:
         (run,) = (output / "cells").glob(f"{one['name']}-seed0-*")

@@ -134,7 +134,7 @@ def _asked(arguments: list[str]) -> tuple[Reproduction, bool]:
         epilog="All other options, such as --device, go to surm-seg train.",
         allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("benchmark", help=", ".join(BENCHMARKS))
+    parser.add_argument("benchmark", nargs="?", default=BENCHMARKS[0], help=f"default {BENCHMARKS[0]}")
     parser.add_argument("--source", type=Path, help="folder of the benchmark's volumes, as it was downloaded")
     parser.add_argument("--weights", help="SAM's ViT-B checkpoint, sam_vit_b_01ec64.pth")
     parser.add_argument("--rehearse", action="store_true", help="the whole at toy size, on generated patients")
@@ -153,20 +153,18 @@ def _asked(arguments: list[str]) -> tuple[Reproduction, bool]:
     jobs = (REHEARSAL_JOBS if own.rehearse else 1) if own.jobs is None else own.jobs
     if own.seeds < 1 or jobs < 1:
         raise BadConfig("reproduce-option", "--seeds and --jobs must be 1 or more.")
-    if own.source is None and not (own.rehearse or own.dry_run):
+    trains = not (own.rehearse or own.dry_run or "--print_config" in words)
+    if own.source is None and trains:
         raise BadConfig("reproduce-source", f"--source is missing. {WHERE_DATA}")
     if own.source is not None and not own.source.is_dir():
         raise BadInput("source-missing", f"There is no folder {own.source}. {WHERE_DATA}")
     toy = REHEARSAL if own.rehearse else ("--backbone", BACKBONE)
-    weights = own.weights or (None if own.rehearse else "random" if own.dry_run else _no_weights())
-    chosen = ("--weights", weights) if weights else ()
+    if own.weights is None and trains:
+        raise BadConfig("reproduce-weights", f"--weights is missing. {WHERE_WEIGHTS}")
+    weights = own.weights or ("auto" if own.rehearse else "random")  # which take as long as any
     output = own.output or Path("runs") / ("rehearsal" if own.rehearse else f"reproduce-{own.benchmark}")
-    shared = (*toy, *chosen, *words)
+    shared = (*toy, "--weights", weights, *words)
     return Reproduction(own.source, own.rehearse, own.seeds, jobs, output, shared), own.dry_run
-
-
-def _no_weights() -> str:
-    raise BadConfig("reproduce-weights", f"--weights is missing. {WHERE_WEIGHTS}")
 
 
 def _check_weights(asked: Reproduction) -> None:

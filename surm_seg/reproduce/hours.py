@@ -74,8 +74,8 @@ def extent(planned: prepare.Plan | None) -> Extent:
         return Extent(SIDE, len(TEST_CASES), SLICES - training, training, "as published")
     cases = zip(planned.jobs, planned.source.cases, strict=True)
     shapes = [(prepare.check_headers(job).lps_shape, case.split == "test") for job, case in cases]
-    test = [shape[2] for shape, held_out in shapes if held_out]
-    side, total = max(max(shape[:2]) for shape, _ in shapes), sum(shape[2] for shape, _ in shapes)
+    test = [shape[0] for shape, held_out in shapes if held_out]
+    side, total = max(max(shape[1:]) for shape, _ in shapes), sum(shape[0] for shape, _ in shapes)
     return Extent(side, len(test), sum(test), total - sum(test), "by the files' headers")
 
 

@@ -55,7 +55,7 @@ REHEARSAL_SEED = 700_000  # of the first patient: far from every data set's, bel
 REHEARSAL_JOBS = 2  # so small a model does not gain from a second processor
 # fmt: off
 REHEARSAL = (
-    "--backbone", "sam_tiny", "--weights", "auto", "--image_size", "128", "--slice_size", "64", "--steps", "40",
+    "--backbone", "sam_tiny", "--image_size", "128", "--slice_size", "64", "--steps", "40",
     "--warmup", "5", "--horizon", "50", "--batch_size", "8",
 )
 # fmt: on
