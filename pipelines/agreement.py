@@ -16,8 +16,8 @@ import numpy as np
 
 SIZES = {"train": 4000, "validation": 1000, "test": 2000}
 SEED = 20180601
-MOST_WORDS = 16
-DEEPEST = 2
+MOST_WORDS = 12
+DEEPEST = 1
 """Noun phrases inside of a noun phrase."""
 
 Word = tuple[str, tuple[str, ...]]

@@ -16,6 +16,8 @@ from pipelines.tiny import kept
 from surm_seg.engine import EngineConfig, fit
 from surm_seg.task import Batch, Record, Task
 
+VERSION = 2
+"""Another one for another grammar, model or training, so that no older model is taken for it."""
 SEED = 0
 SENTENCES = 20_000
 HELD_OUT = 500
@@ -28,14 +30,14 @@ NOT_ASKED = -100
 """What cross-entropy passes over."""
 
 TRAINING = EngineConfig(
-    steps=1000, batch_size=32, learning_rate=2e-3, warmup=100, schedule="linear", precision="float32",
+    steps=2000, batch_size=32, learning_rate=2e-3, warmup=200, schedule="linear", precision="float32",
     validate_every=0, checkpoint_every=1_000_000, workers=0,
 )  # fmt: skip
 
 
 def text() -> Path:
-    """The folder data/models/tiny-text of the model and its tokenizer."""
-    return kept("tiny-text", _make)
+    """The folder data/models/tiny-text-VERSION of the model and its tokenizer."""
+    return kept(f"tiny-text-{VERSION}", _make)
 
 
 def _make(folder: Path) -> None:
