@@ -42,6 +42,8 @@ class Options:
         method: of fine-tuning, one of `surm_seg.methods.names()`.
         method_options: its options.
         roles: where a method that adapts projections puts its deltas: q, k, v, out, mlp_in, mlp_out.
+        overrides: role, or pattern of module names -> structure, options and scale that differ there from the method,
+            which is a structure too.
         budget: choose the method's size so that it trains about so many values besides the head; 0 for its options.
         fraction: share of the training examples that is used, the same for every method with this seed.
         validation_share: share of the training examples held back to choose the checkpoint and the learning rate by,
@@ -53,6 +55,7 @@ class Options:
     method: str = "circulant"
     method_options: dict[str, Any] = field(default_factory=dict)
     roles: tuple[str, ...] = ("q", "v")
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     budget: int = 0
     fraction: float = 1.0
     validation_share: float = 0.1
@@ -129,6 +132,8 @@ class Supervised(Task, Generic[Example]):
         self.splits = splits.held_back(options.validation_share, options.fraction, seed)
         torch.manual_seed(seed)
         model, chosen = base.build(), options.method_options
+        if options.overrides:
+            chosen = {**chosen, "overrides": options.overrides}
         if options.budget:
             sized, _ = methods.options_near(model, options.method, options.budget, roles=options.roles, head=base.head)
             chosen = {**chosen, **sized}
@@ -182,7 +187,9 @@ class Supervised(Task, Generic[Example]):
     def describe(self) -> str:
         """What is about to be trained, in one line."""
         options, counts, splits = self.options, self.parameters, self.splits
-        chosen = f" {json.dumps(self.method_options)}" if self.method_options else ""
+        shown = {name: value for name, value in self.method_options.items() if name != "overrides"}
+        chosen = f" {json.dumps(shown)}" if shown else ""
+        chosen += f" and {len(options.overrides)} overrides" if options.overrides else ""
         return (
             f"{self.benchmark}: {options.model} with {options.method}{chosen}: {counts.method:,} + {counts.head:,} of "
             f"the head trained of {counts.model:,}; {len(splits.train)} training, {len(splits.validation)} validation, "

@@ -30,6 +30,7 @@ COMMANDS = {
     "prepare": "turn CT volumes and labels into a prepared data set",
     "train": "fine-tune a backbone and score the held-out cases",
     "sweep": "compare methods of fine-tuning over learning rates and seeds",
+    "search": "find which structure goes where, by gradients or by training",
     "reproduce": "a published benchmark, from its files to a table beside the published numbers",
     "evaluate": "score predicted label maps against references",
     "compare": "compare runs on the same cases, by paired tests",

@@ -71,11 +71,28 @@ def engine_of(
     with ExitStack() as ending:
         for folder in written:
             ending.callback(sweep, folder)
-        _connect(options.ray_address, workers, ending)
+        ending.enter_context(joined(options.ray_address, workers))
         yield partial(_spread, gpu)
 
 
-def _connect(address: str | None, workers: int | None, ending: ExitStack) -> None:
+@contextmanager
+def joined(address: str | None, workers: int | None, otherwise: str = "use --engine local") -> Iterator[None]:
+    """A part of the cluster at an address, or of a Ray that is started on this machine, for as long as the block runs.
+
+    Args:
+        workers: CPUs of a Ray that is started here; default is all.
+        otherwise: what an error advises where Ray cannot be started.
+
+    Raises:
+        BadConfig: Ray is not installed.
+        BadInput: no cluster answers at the address, or Ray cannot be started here.
+    """
+    with ExitStack() as ending:
+        _connect(address, workers, otherwise, ending)
+        yield
+
+
+def _connect(address: str | None, workers: int | None, otherwise: str, ending: ExitStack) -> None:
     """Join the cluster at an address, or start Ray on this machine and nowhere else."""
     cli.offline()
     if address is None:
@@ -89,7 +106,7 @@ def _connect(address: str | None, workers: int | None, ending: ExitStack) -> Non
     try:
         import ray
     except ModuleNotFoundError as error:
-        sentence = f"--engine ray needs the package {error.name}: pip install 'surm-seg[cluster]'."
+        sentence = f"This needs Ray, and the package {error.name} is missing: pip install 'surm-seg[cluster]'."
         raise BadConfig("cluster-extra", sentence) from error
     terminated = signal.getsignal(signal.SIGTERM)
     try:
@@ -100,7 +117,7 @@ def _connect(address: str | None, workers: int | None, ending: ExitStack) -> Non
     except (OSError, RuntimeError, ValueError) as error:  # nothing there, another version, not an address
         what, mend = f"No Ray cluster can be used at {address}", "check --ray_address"
         if address is None:
-            what, mend = "Ray cannot be started on this machine", "use --engine local"
+            what, mend = "Ray cannot be started on this machine", otherwise
         raise BadInput("ray-address", f"{what} ({str(error).split('. ')[0]}); {mend}.") from error
     finally:
         if threading.current_thread() is threading.main_thread():

@@ -10,8 +10,8 @@
 | houlsby | a bottleneck of 64 features (arXiv 1902.00751) | after out and mlp_out |
 | PEFT's own, such as lora | see `surm_seg.peft_methods` | the asked roles |
 
-Structures take their own options, scale and dropout; houlsby takes width, scale and dropout. All of the above start as
-the frozen model, except where the table of PEFT's own says otherwise.
+Structures take their own options, scale, dropout and overrides (see SurmConfig); houlsby takes width, scale and
+dropout. All of the above start as the frozen model, except where the table of PEFT's own says otherwise.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from surm_seg.adapters import FORMS
 from surm_seg.errors import BadConfig
 from surm_seg.updates import Site
 
+NOTHING = "none"
+"""In the place of a structure's name: this place gets none."""
+
 
 class SurmType(enum.StrEnum):
     SURM = "SURM"
@@ -43,7 +46,8 @@ class SurmConfig(PeftConfig):
             Linear with out = 3 * in and no entry here is cut into thirds q, k, v.
         overrides: a part, or a regular expression of a module's or MODULE.PART's name (of an ending, as in PEFT's
             patterns) -> {"structure", "options", "scale"} for that place, where the first match counts. A new
-            structure starts from its default options, everything else that is not named stays.
+            structure starts from its default options, everything else that is not named stays. The structure "none"
+            leaves the place alone.
         features: size of the last axis of what the modules return, for adapters and bottlenecks after modules that
             are neither Linear nor a layer norm.
         scale: factor of every delta, update or shift.
@@ -85,6 +89,10 @@ class SurmConfig(PeftConfig):
                     "adapter-overrides",
                     f"SurmConfig override {key!r} sets {unknown}; it can set structure, options and scale.",
                 )
+            if entry.get("structure") == NOTHING and len(entry) > 1:
+                raise BadConfig(
+                    "adapter-overrides", f"SurmConfig override {key!r} leaves its places alone; set nothing else there."
+                )
             roles.check_pattern(key, "adapter-overrides", "override")
         for scale in (self.scale, *(entry.get("scale", 1) for entry in self.overrides.values())):
             if scale == 0 or not math.isfinite(scale):
@@ -100,7 +108,11 @@ class SurmConfig(PeftConfig):
         path.write_text(json.dumps({**saved, "slices": self.slices, "overrides": self.overrides}, indent=2))
 
     def sites(self, name: str, module: nn.Module) -> list[Site]:
-        """What this configuration puts on a module; raises BadConfig naming the module where it does not fit."""
+        """What this configuration puts on a module, with `NOTHING` for a part that it leaves alone.
+
+        Raises:
+            BadConfig: naming the module, where it does not fit.
+        """
         form = FORMS[self.form]
         width = form.outputs(module, name, self.features)
         spans = roles.spans(name, module, width, self.slices, self.parts)

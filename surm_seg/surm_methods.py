@@ -35,7 +35,7 @@ class Structured:
 
     def config(self, options: Mapping[str, Any]) -> SurmConfig:
         """The configuration without a place."""
-        outer = {name: options[name] for name in ("scale", "dropout") if name in options}
+        outer = {name: options[name] for name in ("scale", "dropout", "overrides") if name in options}
         inner = {name: value for name, value in options.items() if name not in outer}
         return SurmConfig(**self.fields, **outer, options=inner)
 

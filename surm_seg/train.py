@@ -83,7 +83,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def parsed(arguments: Sequence[str]) -> tuple[ModuleType, TrainConfig, EngineConfig, Any]:
-    """What a command line asks for: the arguments of `train`; raises BadConfig for an unknown task or recipe."""
+    """What `train` is called with for a command line; raises BadConfig, and SystemExit for an unknown option."""
     first = _first_look(arguments)
     task = task_module(first["task"])
     if first["recipe"] not in task.RECIPES:
@@ -94,10 +94,7 @@ def parsed(arguments: Sequence[str]) -> tuple[ModuleType, TrainConfig, EngineCon
         for name, value in task.RECIPES[first["recipe"]].items()
         if COUNTED_BY.get(name) not in given  # a number of steps that is asked for goes before a recipe's share of them
     }
-    config, engine, options = cli.parse(
-        "train", (TrainConfig, EngineConfig, task.Config), arguments, defaults=first | recipe
-    )
-    return task, config, engine, options
+    return task, *cli.parse("train", (TrainConfig, EngineConfig, task.Config), arguments, defaults=first | recipe)
 
 
 def _first_look(arguments: Sequence[str]) -> dict[str, Any]:
@@ -170,7 +167,7 @@ def _train_one(task_type: ModuleType, run: Path, config: TrainConfig, engine: En
     ranks, own_device = join(device)
     reporter = cli.Reporter(config.quiet or not ranks.first)
     if getattr(options, "data", None) == PHANTOM:
-        options.data = ranks.told(lambda: _phantom(config, task_type, options, reporter))
+        options.data = ranks.told(lambda: phantom(config, task_type, options, reporter))
         if options.data is None:
             return 0
     before = ranks.told(lambda: stored_config(run, config.resume))
@@ -239,7 +236,7 @@ def _carry_out(task: Any, run: Path, engine: EngineConfig, config: TrainConfig, 
     return status
 
 
-def _phantom(config: TrainConfig, task_type: ModuleType, options: Any, reporter: cli.Reporter) -> str | None:
+def phantom(config: TrainConfig, task_type: ModuleType, options: Any, reporter: cli.Reporter) -> str | None:
     """The generated data set, prepared on first use; None where a dry run only names what would be done."""
     folder = Path("data") / PHANTOM
     if (folder / "dataset.json").exists():

@@ -27,7 +27,7 @@ from surm_seg.adapters import FORMS
 from surm_seg.errors import BadConfig
 from surm_seg.layers import SurmLayer
 from surm_seg.roles import WHOLE
-from surm_seg.surm_config import SurmConfig, SurmType, names_place
+from surm_seg.surm_config import NOTHING, SurmConfig, SurmType, names_place
 
 __all__ = ["WHOLE", "PeftModel", "SurmConfig", "SurmModel", "SurmType", "adapt", "merged"]
 
@@ -46,9 +46,10 @@ class SurmModel(BaseTuner):
             raise BadConfig("adapter-name", f"An adapter cannot be called {adapter_name!r}; choose another name.")
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         config = self.peft_config[adapter_name] = _resolved(asked, model)
+        self._places: list[tuple[str, str]] = []
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            self._check_overrides(config, adapter_name)
+            self._check_overrides(config)
         except Exception as error:
             self._withdraw(adapter_name)
             for parameter, flag in flags:
@@ -111,7 +112,11 @@ class SurmModel(BaseTuner):
                 f"Module {current_key} is not called in eval mode, torch.nn.TransformerEncoderLayer reads its weights; "
                 "call torch.backends.mha.set_fastpath_enabled(False) first.",
             )
-        sites = peft_config.sites(current_key, base)
+        placed = peft_config.sites(current_key, base)
+        self._places += [(current_key, site.part) for site in placed]
+        sites = [site for site in placed if site.structure != NOTHING]
+        if not sites:
+            return
         values = (p for module in (base, self.model) for p in module.parameters() if p.is_floating_point())
         layer = target if type(target) is form else form(base, current_key)
         layer.add_adapter(adapter_name, sites, next(values, torch.empty(())))
@@ -119,8 +124,8 @@ class SurmModel(BaseTuner):
             layer.set_adapter(self.active_adapters)
             self._replace_module(parent, target_name, layer, target)
 
-    def _check_overrides(self, config: SurmConfig, adapter: str) -> None:
-        places = [(layer.module_name, site.part) for layer in self._layers() for site, _, _ in layer.placed([adapter])]
+    def _check_overrides(self, config: SurmConfig) -> None:
+        places = self._places
         for key in config.overrides:
             if not any(names_place(key, *place) for place in places):
                 raise BadConfig(

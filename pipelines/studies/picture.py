@@ -68,17 +68,26 @@ def curves(title: str, x_name: str, series: Series, *, log_x: bool = False, log_
 
 
 def scatter(
-    title: str, x_name: str, points: Mapping[str, tuple[float, float, float]], hollow: Collection[str] = ()
+    title: str,
+    x_name: str,
+    points: Mapping[str, tuple[float, float, float]],
+    *,
+    hollow: Collection[str] = (),
+    others: Sequence[tuple[float, float]] = (),
+    stairs: bool = False,
 ) -> Markup:
     """A dot per name at (x, y), x logarithmic, with a bar of y ± spread; names stand beside, in the order of y.
 
     Args:
         points: name -> x above 0, y, spread of y.
         hollow: names whose dots are rings: those that were not measured.
+        others: x, y of grey dots without a name.
+        stairs: join the named dots by steps, as a front of those that no other beats.
     """
-    xs = [log10(x) for x, _, _ in points.values()]
+    xs = [log10(x) for x in (*(x for x, _, _ in points.values()), *(x for x, _ in others))]
     start, end = floor(min(xs)), max(ceil(max(xs)), floor(min(xs)) + 1)
-    levels = ticks(min(y - s for _, y, s in points.values()), max(y + s for _, y, s in points.values()))
+    ys = [y + side * s for _, y, s in points.values() for side in (-1, 1)] + [y for _, y in others]
+    levels = ticks(min(ys), max(ys))
     low, high = levels[0], levels[-1]
     order = sorted(points, key=lambda name: -points[name][1])
     right, height = WIDTH - RIGHT, max(HEIGHT, TOP + BOTTOM + 16 * len(order))
@@ -98,6 +107,11 @@ def scatter(
         x = across(10.0**power)
         parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{10**power:,}</text>')
     parts.append(f'<text x="{(LEFT + right) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_name)}</text>')
+    parts += [f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3" fill="#bbb"/>' for x, y in others]
+    if stairs:
+        path = "H".join(f"{across(x):.1f} V{up(y):.1f} " for x, y, _ in sorted(points.values()))
+        x, y, _ = min(points.values())
+        parts.append(f'<path d="M{across(x):.1f} {up(y):.1f} H{path}" fill="none" stroke="#555"/>')
     for n, name in enumerate(order):
         x, y, s = points[name]
         colour, row, place = COLOURS[n % len(COLOURS)], TOP + 8 + 16 * n, across(x)

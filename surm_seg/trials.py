@@ -1,0 +1,225 @@
+"""Search by training: Ray Tune draws structure, size, placement and learning rate, and ASHA stops what lags behind.
+
+OUTPUT/trials/NAME               a training by the engine, with its checkpoints
+      /trials/NAME/outcome.json  finished, stopped by ASHA, or failed and why
+
+The seed settles which trials are drawn, and their folders remember all that they found. A search that was cut is
+started as before: each trial first tells again what it found, so that ASHA knows it, and only those without an outcome
+go on, from their checkpoints. All machines of a cluster share OUTPUT and have this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from surm_seg import cli, structures, train
+from surm_seg.engine import fit
+from surm_seg.errors import SurmError
+from surm_seg.lock import held
+from surm_seg.resume import without_damaged
+from surm_seg.surm_methods import OURS
+from surm_seg.task import Task
+from surm_seg.volume import replacing
+
+REDUCTION = 3
+"""ASHA lets the best of so many go on at each rung, and each rung is so many times as far as the one before it."""
+
+RUNGS = 2
+"""Below the whole training."""
+
+SIZE_CLASS = 4.0
+"""ASHA compares only trials whose sizes differ by less than this factor. The score is one of two objectives: compared
+with all others, small trials would always be stopped."""
+
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is drawn for a training.
+
+    Args:
+        options: of the structure.
+        parameters: that its deltas have.
+    """
+
+    structure: str
+    options: Mapping[str, Any]
+    roles: tuple[str, ...]
+    rate: float
+    parameters: int
+
+    @property
+    def words(self) -> list[str]:
+        """Options of `surm-seg train`."""
+        entry = {"structure": self.structure, "options": self.options}
+        overrides = {role: entry for role in self.roles}
+        placed = ["--roles", json.dumps(self.roles), "--overrides", json.dumps(overrides)]
+        return [*placed, "--learning_rate", repr(self.rate)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search.
+
+    Args:
+        words: options of `surm-seg train` that all trials share.
+        shapes: role -> (out, in) of its places.
+        families: structures to choose from.
+        sizes: least and most parameters, in multiples of those that rank 1 has at the same places.
+        rates: least and most learning rate.
+        rung: steps between validations, the first of which is ASHA's first rung.
+        home: folder in which relative paths mean what they say.
+    """
+
+    words: tuple[str, ...]
+    shapes: Mapping[str, Sequence[tuple[int, int]]]
+    families: tuple[str, ...]
+    sizes: tuple[float, float]
+    rates: tuple[float, float]
+    trials: int
+    steps: int
+    rung: int
+    seed: int
+    gpu: bool
+    output: Path
+    home: Path
+
+    def placements(self) -> list[tuple[str, ...]]:
+        """Every choice of roles, without the empty one."""
+        roles = list(self.shapes)
+        return [some for n in range(1, len(roles) + 1) for some in itertools.combinations(roles, n)]
+
+    def trial(self, drawn: Mapping[str, Any]) -> Trial:
+        """What Tune drew, with the member of the family whose size is nearest to the drawn one."""
+        roles = tuple(drawn["roles"].split("+"))
+        shapes = [shape for role in roles for shape in self.shapes[role]]
+        wanted = drawn["size"] * sum(map(sum, shapes))
+
+        def count(options: Mapping[str, Any]) -> int:
+            return sum(structures.make(drawn["structure"], *shape, **options).parameters for shape in shapes)
+
+        options = min(OURS[drawn["structure"]].ladder(shapes), key=lambda rung: abs(count(rung) - wanted))
+        return Trial(drawn["structure"], options, roles, float(f"{drawn['learning_rate']:.3g}"), count(options))
+
+    def folder(self, trial: Trial) -> Path:
+        key = hashlib.sha256(json.dumps([self.words, trial.words, self.steps, self.rung]).encode()).hexdigest()
+        name = f"{trial.structure}-{trial.parameters}-{'+'.join(trial.roles)}-{trial.rate:g}"
+        return self.output / "trials" / f"{name}-{key[:8]}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial came to.
+
+    Args:
+        score: best of its validations; None where it failed before the first.
+        steps: done.
+        outcome: finished, stopped or failed.
+        why: it failed.
+    """
+
+    trial: Trial
+    score: float | None
+    steps: int
+    outcome: str
+    why: str = ""
+
+
+def created(task_type: ModuleType, config: train.TrainConfig, options: Any) -> Task:
+    """The task of a parsed command line, its generated data prepared where they are missing."""
+    if getattr(options, "data", None) == train.PHANTOM:
+        options.data = train.phantom(replace(config, dry_run=False), task_type, options, cli.Reporter(quiet=True))
+    return task_type.create(options, config.seed)
+
+
+def run(plan: Plan, trial: Trial, tell: Any) -> None:
+    """A trial from where it is to its end; what fails is its outcome.
+
+    Args:
+        tell: takes {"step", "score", "best"} of each validation.
+    """
+    folder = plan.folder(trial)
+    try:
+        with held(folder, "trained"):
+            known = list(validations(folder))
+            best = -math.inf
+            for step, score in known:
+                best = max(best, score)
+                tell({"step": step, "score": score, "best": best})
+            if outcome(folder)[0] not in (FINISHED, STOPPED):
+                (folder / "outcome.json").unlink(missing_ok=True)
+                _train(plan, trial, folder, known, tell)
+    except Exception as error:
+        failure = error if isinstance(error, SurmError) else SurmError("trial", f"{type(error).__name__}: {error}")
+        conclude(folder, FAILED, f"[{failure.code}] {failure}".splitlines()[0])
+
+
+def _train(plan: Plan, trial: Trial, folder: Path, known: Sequence[tuple[int, float]], tell: Any) -> None:
+    task_type, config, engine, options = train.parsed([*plan.words, *trial.words])
+    task = created(task_type, config, options)
+    engine = replace(engine.for_samples(len(task)), validate_every=plan.rung, checkpoint_every=plan.rung)
+    best, last = max((score for _, score in known), default=-math.inf), known[-1][0] if known else 0
+
+    def told(record: Mapping[str, float]) -> None:
+        nonlocal best
+        if "score" in record and record["step"] > last:
+            best = max(best, record["score"])
+            tell({"step": int(record["step"]), "score": record["score"], "best": best})
+
+    device = cli.device_named(config.device)
+    fit(task, engine, folder, seed=config.seed, device=device, resume=without_damaged(folder), report=told)
+
+
+def validations(folder: Path) -> Iterator[tuple[int, float]]:
+    """Step and score of each that a trial has done; a line that was cut is none."""
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return
+        if "score" in record:
+            yield record["step"], record["score"]
+
+
+def conclude(folder: Path, what: str, why: str = "") -> None:
+    """Write down how a trial ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "outcome.json") as file:
+        file.write(json.dumps({"outcome": what, "why": why}).encode())
+
+
+def outcome(folder: Path) -> tuple[str, str]:
+    """How a trial ended, and why; ("", "") where it has not."""
+    try:
+        record = json.loads((folder / "outcome.json").read_bytes())
+        return record["outcome"], record["why"]
+    except (OSError, ValueError, KeyError):
+        return "", ""
+
+
+def result(plan: Plan, trial: Trial) -> Result:
+    """What a trial has come to so far."""
+    folder = plan.folder(trial)
+    known = list(validations(folder))
+    best = max((score for _, score in known), default=None)
+    return Result(trial, best, known[-1][0] if known else 0, *outcome(folder))
+
+
+def front(results: Sequence[Result]) -> list[Result]:
+    """Those that no other beats, with a better score and no more parameters; by rising parameters."""
+    found: list[Result] = []
+    scored = [one for one in results if one.score is not None]
+    for one in sorted(scored, key=lambda one: (one.trial.parameters, -(one.score or 0.0))):
+        if not found or (one.score or 0.0) > (found[-1].score or 0.0):
+            found.append(one)
+    return found
