@@ -30,7 +30,7 @@ from surm_seg.layers import SurmLinear
 from surm_seg.surm_config import NOTHING
 from surm_seg.task import Batch, Task
 
-STEP = 2
+STEP = 1.5
 """Of a family's members, each has at least so many times the parameters of the one before it."""
 
 
@@ -141,14 +141,14 @@ def _sites(task: Task) -> Iterator[tuple[SurmLinear, Any]]:
 
 def members(place: Place, families: Sequence[str], budget: int) -> list[Member]:
     """What each family captures at a place, with at most `budget` parameters; its members grow by `STEP`."""
-    found = []
-    for family in families:
-        for structure in thinned(family, *place.size, budget):
-            nearest = structure.dense(structure.project(place.gradient))
-            lost = float((place.gradient - nearest).square().sum())
-            captured = max(0.0, place.energy - lost)
-            found.append(Member(family, structure.options, structure.parameters, captured))
-    return found
+    return [member(place, structure) for family in families for structure in thinned(family, *place.size, budget)]
+
+
+def member(place: Place, structure: structures.Structure) -> Member:
+    """What a structure captures at a place."""
+    nearest = structure.dense(structure.project(place.gradient))
+    lost = float((place.gradient - nearest).square().sum())
+    return Member(structure.name, structure.options, structure.parameters, max(0.0, place.energy - lost))
 
 
 def thinned(family: str, out_features: int, in_features: int, budget: int) -> Iterator[structures.Structure]:

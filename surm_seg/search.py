@@ -46,7 +46,7 @@ from surm_seg.volume import replacing
 
 NOT_OURS = (
     "output", "method", "method_options", "structure", "structure_options", "overrides", "learning_rate", "seeds",
-    "quiet", "resume", "validate_every", "checkpoint_every", "patience",
+    "resume", "validate_every", "checkpoint_every", "patience",
 )  # fmt: skip
 """Options of `train` that the search sets itself."""
 
@@ -184,9 +184,11 @@ def _by_training(
     if missing:
         raise BadConfig("role", f"No adapted place of the task's model is called {' or '.join(missing)}.")
     device, steps = cli.device_named(config.device), engine.for_samples(len(task)).steps
-    precision = fast_precision(torch.device(device)) if engine.precision == "auto" else engine.precision
+    words = asked.words
+    if engine.precision == "auto":  # once for all trials, as they are compared
+        words = (*words, "--precision", fast_precision(torch.device(device)))
     plan = Plan(
-        words=(*asked.words, "--precision", precision), shapes=shapes, families=asked.families, sizes=asked.sizes,
+        words=words, shapes=shapes, families=asked.families, sizes=asked.sizes,
         rates=asked.rates, trials=asked.trials, steps=steps, rung=max(1, steps // REDUCTION**RUNGS), seed=config.seed,
         gpu=device.startswith("cuda"), output=asked.output.absolute(), home=Path.cwd(),
     )  # fmt: skip
@@ -205,14 +207,14 @@ def _by_training(
             _write_training(asked, values, config, engine, options)
         write(asked.output, command, found)
     failed = any(one.outcome == FAILED for one in results)
-    return (cli.SOME_CASES_FAILED if best else BadInput.exit_status) if failed else 0
+    return BadInput.exit_status if not best else cli.SOME_CASES_FAILED if failed else 0
 
 
 def _carried_out(plan: Plan, asked: Asked) -> list[Result]:
     """Run or go on with the search on Ray."""
     # A signal is for the command, and relative paths are not those of Tune's folders.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_AIR_NEW_OUTPUT": "0"}
     with cluster.joined(asked.ray_address, asked.jobs, "use --by gradient"):
         try:
             from surm_seg.asha import searched

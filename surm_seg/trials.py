@@ -22,7 +22,7 @@ from typing import Any
 
 from surm_seg import cli, structures, train
 from surm_seg.engine import fit
-from surm_seg.errors import SurmError
+from surm_seg.errors import BadConfig, SurmError
 from surm_seg.lock import held
 from surm_seg.resume import without_damaged
 from surm_seg.surm_methods import OURS
@@ -176,7 +176,9 @@ def _train(plan: Plan, trial: Trial, folder: Path, known: Sequence[tuple[int, fl
             tell({"step": int(record["step"]), "score": record["score"], "best": best})
 
     device = cli.device_named(config.device)
-    fit(task, engine, folder, seed=config.seed, device=device, resume=without_damaged(folder), report=told)
+    done = fit(task, engine, folder, seed=config.seed, device=device, resume=without_damaged(folder), report=told)
+    if done.best_score is None:
+        raise BadConfig("search-score", "The task has no validation score to search by; give it validation data.")
 
 
 def validations(folder: Path) -> Iterator[tuple[int, float]]:

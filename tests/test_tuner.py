@@ -246,6 +246,21 @@ def test_the_first_override_that_matches_replaces_structure_options_and_scale(ne
     assert placed(again) == placed(model) and torch.equal(again(X), model(X))
 
 
+def test_none_leaves_a_part_alone_and_a_module_where_it_is(net: Net, tmp_path: Path) -> None:
+    overrides = {"v": {"structure": "none"}, "^mix": {"structure": "none"}}
+    slices = {"qkv": {"q": [0, 16], "v": [32, 48]}}
+    untouched, mix = copy.deepcopy(net), net.mix
+    model = peft.get_peft_model(net, SurmConfig(target_modules=["qkv", "mix"], slices=slices, overrides=overrides))
+    assert set(placed(model)) == {"qkv.q"} and net.mix is mix
+    train(model)
+    model.save_pretrained(str(tmp_path))
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(untouched), str(tmp_path))
+    assert placed(again) == placed(model) and torch.equal(again(X), model(X))
+    merged = model.merge_and_unload()
+    changed = (merged.qkv.weight != untouched.qkv.weight).any(1)
+    assert changed[:16].all() and not changed[16:].any() and torch.equal(merged.mix.weight, untouched.mix.weight)
+
+
 def test_overrides_mean_whole_names_or_their_endings() -> None:
     net = nn.ModuleDict(
         {"first": nn.ModuleDict({"mix": nn.Linear(4, 4)}), "mix": nn.Linear(4, 4), "remix": nn.Linear(4, 4)}
@@ -267,6 +282,8 @@ def test_overrides_mean_whole_names_or_their_endings() -> None:
         ({"v": {"scale": 0}}, "switch the delta off"),
         ({"(v": {"scale": 2}}, "is no regular expression"),
         ({"v": {"structure": "round"}}, "no structure 'round'"),
+        ({"v": {"structure": "none", "scale": 2}}, "override 'v' leaves its places alone"),
+        ({"v": {"structure": "none"}, "z": {"structure": "none"}}, "override 'z' matches no adapted module or part"),
         ({"v": {"options": {"rank": 2}}}, "circulant has no option"),
     ],
 )

@@ -154,7 +154,7 @@ def carried_out(cells: Sequence[Cell], options: Options) -> tuple[dict[Cell, Run
 
 
 def _run(cell: Cell, options: Options) -> Run:
-    data = prepared(cell.data, options.output / "data", options.patients, options.ct, partial(_command, "prepare"))
+    data = prepared(cell.data, options.output / "data", options.patients, options.ct, partial(command, "prepare"))
     settings = {
         **{name: value for name, value in asdict(cell).items() if name != "data"},
         **{name: getattr(options, name) for name in ("steps", "image_size", "batch_size", "precision")},
@@ -171,14 +171,14 @@ def _run(cell: Cell, options: Options) -> Run:
         words = [
             f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()
         ]
-        _command("train", [*words, "--data", str(data), "--output", str(folder)])
+        command("train", [*words, "--data", str(data), "--output", str(folder)])
         run = _finished(folder, data)
     if run is None:
         raise Corrupt("cell-unreadable", f"The records of {folder} cannot be read; repeat the command.")
     return run
 
 
-def _command(name: str, arguments: list[str]) -> None:
+def command(name: str, arguments: list[str]) -> None:
     """`surm-seg NAME`, quietly and in this process; raises SurmError with the code and sentence that it ends with."""
     said = io.StringIO()
     try:
