@@ -163,6 +163,15 @@ def thinned(family: str, out_features: int, in_features: int, budget: int) -> It
             yield structure
 
 
+def least(place: Place, families: Sequence[str]) -> int:
+    """The fewest parameters that any member has at a place."""
+    smallest = (next(structures.ladder(family, *place.size)) for family in families)
+    return min(
+        structures.make(family, *place.size, **options).parameters
+        for family, options in zip(families, smallest, strict=True)
+    )
+
+
 def allotted(choices: Sequence[Sequence[Member]], budget: int) -> list[Member | None]:
     """A member for every place, None for nothing, which together have at most `budget` parameters.
 

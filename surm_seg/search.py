@@ -35,6 +35,7 @@ from pipelines import search
 from pipelines.studies.table import write
 from surm_seg import cli, cluster, search_tables, structures, train
 from surm_seg.distributed import ALONE
+from surm_seg.engine import EngineConfig
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.loading import loaded
 from surm_seg.lock import held
@@ -53,10 +54,15 @@ NOT_OURS = (
 TRAIN = "train.yaml"
 
 
+Parsed = tuple[train.TrainConfig, EngineConfig, Any]
+"""The options of a training."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """The search's own options, and those of `surm-seg train`."""
 
+    command: tuple[str, ...]
     by: str
     families: tuple[str, ...]
     budget: int
@@ -84,10 +90,9 @@ def _main(arguments: list[str]) -> int:
         raise BadConfig("search-task", f"--task {config.task} has no --roles and --overrides, which a search chooses.")
     check_writable(asked.output)
     task = created(task_type, config, options)
-    places = search.places(task)
     by = _by_gradient if asked.by == "gradient" else _by_training
     with writing(asked.output):
-        return by(asked, ["surm-seg", "search", *arguments], task, places, config, engine, options)
+        return by(asked, task, (config, engine, options))
 
 
 def _asked(arguments: list[str]) -> Asked:
@@ -125,8 +130,8 @@ def _asked(arguments: list[str]) -> Asked:
         raise BadConfig("search-option", sentence)
     sizes, rates = _range("sizes", own.sizes), _range("learning_rates", own.learning_rates)
     return Asked(
-        own.by, tuple(dict.fromkeys(families)), own.budget, own.batches, own.trials, sizes, rates, own.jobs,
-        own.ray_address, own.output, own.dry_run, tuple(words),
+        ("surm-seg", "search", *arguments), own.by, tuple(dict.fromkeys(families)), own.budget, own.batches, own.trials,
+        sizes, rates, own.jobs, own.ray_address, own.output, own.dry_run, tuple(words),
     )  # fmt: skip
 
 
@@ -140,10 +145,14 @@ def _range(option: str, text: str) -> tuple[float, float]:
     return least, most
 
 
-def _by_gradient(
-    asked: Asked, command: list[str], task: Task, places: list[search.Place], config: Any, engine: Any, options: Any
-) -> int:
+def _by_gradient(asked: Asked, task: Task, parsed: Parsed) -> int:
+    config, engine, _ = parsed
+    places = search.places(task)
     budget = asked.budget or sum(sum(place.size) for place in places)
+    least = min(search.least(place, asked.families) for place in places)
+    if least > budget:
+        sentence = f"No structure has as few parameters as --budget {budget}; the smallest has {least}."
+        raise BadConfig("search-budget", sentence)
     print(f"{len(places)} places, {budget:,} parameters, {asked.batches} batches of {engine.batch_size}")
     if asked.dry_run:
         return 0
@@ -157,28 +166,26 @@ def _by_gradient(
     ]
     chosen = search.allotted(choices, budget)
     if not any(chosen):
-        least = min(member.parameters for place in places for member in search.members(place, asked.families, 10**12))
-        sentence = f"No structure has as few parameters as --budget {budget}; the smallest has {least}."
-        raise BadConfig("search-budget", sentence)
+        raise BadInput("search-gradient", "The gradient is 0 at every place; look at the model's weights and the data.")
     overrides = search.overrides(places, chosen)
     model: Any = task.model
     with held(asked.output, "searched"):
         replace(model.peft_config["default"], overrides=overrides).save_pretrained(str(asked.output))
-        _write_training(asked, {"overrides": overrides}, config, engine, options)
+        _write_training(asked, {"overrides": overrides}, parsed)
         given = (
             f"Budget {budget:,} parameters; {asked.batches} batches of {engine.batch_size}; "
             f"surm-seg train {' '.join(asked.words)}."
         )
         found = search_tables.of_places(asked.families, places, choices, chosen, budget, given, asked.output / TRAIN)
-        write(asked.output, command, found)
+        write(asked.output, asked.command, found)
     return 0
 
 
-def _by_training(
-    asked: Asked, command: list[str], task: Task, places: list[search.Place], config: Any, engine: Any, options: Any
-) -> int:
+def _by_training(asked: Asked, task: Task, parsed: Parsed) -> int:
     import torch
 
+    config, engine, options = parsed
+    places = search.places(task)
     shapes = {role: [place.size for place in places if place.part == role] for role in options.roles}
     missing = [role for role, found in shapes.items() if not found]
     if missing:
@@ -204,8 +211,8 @@ def _by_training(
             entry = {"structure": chosen.structure, "options": dict(chosen.options)}
             values = {"roles": list(chosen.roles), "learning_rate": chosen.rate,
                       "overrides": dict.fromkeys(chosen.roles, entry)}  # fmt: skip
-            _write_training(asked, values, config, engine, options)
-        write(asked.output, command, found)
+            _write_training(asked, values, parsed)
+        write(asked.output, asked.command, found)
     failed = any(one.outcome == FAILED for one in results)
     return BadInput.exit_status if not best else cli.SOME_CASES_FAILED if failed else 0
 
@@ -226,9 +233,9 @@ def _carried_out(plan: Plan, asked: Asked) -> list[Result]:
             return searched(plan, Path(records))
 
 
-def _write_training(asked: Asked, values: Mapping[str, Any], config: Any, engine: Any, options: Any) -> None:
+def _write_training(asked: Asked, values: Mapping[str, Any], parsed: Parsed) -> None:
     """A --config file for `surm-seg train`: what the search was given, and what it found."""
-    resolved = {**asdict(config), **asdict(engine), **asdict(options)}
+    resolved = {name: value for part in parsed for name, value in asdict(part).items()}
     given = {word.partition("=")[0][2:].replace("-", "_") for word in asked.words if word.startswith("--")}
     kept = resolved if "config" in given else {name: resolved[name] for name in resolved if name in given}
     shown = {name: value for name, value in kept.items() if name not in train.NOT_STORED} | dict(values)

@@ -42,8 +42,8 @@ MIXTURE = "mixture"
 NOTES = (
     "Parameters: trained values besides the head, mean over the seeds for the mixture. Captured: share of the squared "
     "calibration gradient that the arm can follow in a first step, seed 0. The rate is chosen on the validation set "
-    "with one seed; (edge) is the lowest or highest that was tried. The score is of the test set, mean ± sample SD over "
-    "the seeds; mixture - arm: the same of the differences seed by seed.",
+    "with one seed; (edge) is the lowest or highest that was tried. The score is of the test set, mean ± sample SD "
+    "over the seeds; mixture - arm: the same of the differences seed by seed.",
     "Three seeds of small models that were pretrained here: a difference within its SD is none, and nothing here says "
     "how large models or other budgets behave.",
 )
@@ -186,7 +186,8 @@ def _verdict(arms: Sequence[Arm]) -> dict[str, Any]:
     others = [arm for arm in arms if arm.name != MIXTURE]
     chosen = max(others, key=lambda arm: arm.validation[arm.rate], default=None)
     known = [arm for arm in others if arm.captured is not None]
-    rank = float(spearmanr([a.captured for a in known], [np.mean(list(a.test.values())) for a in known]).statistic)
+    found: Any = spearmanr([a.captured for a in known], [np.mean(list(a.test.values())) for a in known])
+    rank = float(found.statistic)
     wins = sum(np.mean(_differences(mixture, arm)) > 0 for arm in others)
     text = f"The mixture's mean is above that of {wins} of {len(others)} uniform structures."
     if chosen:
