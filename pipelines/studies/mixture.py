@@ -36,7 +36,7 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "digits": ("--task", "vision", "--name", "digits"),
 }
 COMMON = ("--device", "cpu", "--precision", "float32")
-RATES = (1e-3, 4e-3, 1.6e-2, 6.4e-2)
+RATES = (2e-3, 8e-3, 3.2e-2)
 MIXTURE = "mixture"
 
 NOTES = (
