@@ -2,8 +2,9 @@
 
     python -m pipelines.studies.mixture
 
-Each arm trains about as many values beside the head as LoRA of rank 1 has: one structure on q and v of every layer, or
-the mixture that `surm-seg search --by gradient` finds, anew for every seed. The learning rate of each arm is the best
+Each arm trains about as many values beside the head as LoRA of rank 1 has on q and v: one structure on q and v of every
+layer, or the mixture that `surm-seg search --by gradient` finds, anew for every seed: on q and v too (`mixture`), or
+anywhere in the layers (`mixture_anywhere`). The learning rate of each arm is the best
 of RATES on the validation set with the first seed; the test set is then read at that rate, over all seeds.
 
 OUTPUT/mixture/searches        a search for each task and seed
@@ -37,7 +38,12 @@ TASKS: Mapping[str, tuple[str, ...]] = {
 }
 COMMON = ("--device", "cpu", "--precision", "float32")
 RATES = (2e-3, 8e-3, 3.2e-2)
-MIXTURE = "mixture"
+MIXTURES: Mapping[str, tuple[str, ...]] = {
+    "mixture": (),
+    "mixture_anywhere": ("--roles", json.dumps(["q", "k", "v", "out", "mlp_in", "mlp_out"])),
+}
+"""What a search is given."""
+MIXTURE, ANYWHERE = MIXTURES
 
 NOTES = (
     "Parameters: trained values besides the head, mean over the seeds for the mixture. Captured: share of the squared "
@@ -76,14 +82,19 @@ class Study:
     seeds: int
     words: tuple[str, ...] = ()
 
-    def search(self, task: str, seed: int) -> Path:
+    def search(self, task: str, seed: int, mixture: str = MIXTURE) -> Path:
         """The folder of a finished search."""
-        folder = self.folder / "searches" / f"{task}-seed{seed}"
+        folder = self.folder / "searches" / f"{task}-{mixture}-seed{seed}"
         if not (folder / "table.json").exists():
             print(f"searching {folder.name}", flush=True)
-            words = [*TASKS[task], *COMMON, *self.words, "--seed", str(seed), "--output", str(folder)]
-            command("search", ["--by", "gradient", *words])
+            words = [*TASKS[task], *COMMON, *self.words, *MIXTURES[mixture], "--seed", str(seed)]
+            budget = [] if mixture == MIXTURE else ["--budget", str(self.budget(task))]
+            command("search", ["--by", "gradient", *budget, *words, "--output", str(folder)])
         return folder
+
+    def budget(self, task: str) -> int:
+        """That of rank 1 on q and v."""
+        return json.loads((self.search(task, 0) / "table.json").read_bytes())["budget"]
 
     def run(self, task: str, arm: str, rate: float, seed: int) -> Path:
         """The folder of a finished run."""
@@ -91,11 +102,10 @@ class Study:
         if (run / "scores" / "summary.json").exists():
             return run
         shutil.rmtree(run, ignore_errors=True)
-        found = self.search(task, seed)
-        budget = json.loads((found / "table.json").read_bytes())["budget"]
-        chosen = ["--config", str(found / "train.yaml")]
-        if arm != MIXTURE:
-            chosen = [*TASKS[task], *COMMON, *self.words, "--method", arm, "--budget", str(budget)]
+        if arm in MIXTURES:
+            chosen = ["--config", str(self.search(task, seed, arm) / "train.yaml")]
+        else:
+            chosen = [*TASKS[task], *COMMON, *self.words, "--method", arm, "--budget", str(self.budget(task))]
         command("train", [*chosen, "--learning_rate", repr(rate), "--seed", str(seed), "--output", str(run)])
         print(f"{run.name}: validation {validated(run):.4f}", flush=True)
         return run
@@ -109,6 +119,7 @@ class Study:
         metric = summaries[0]["score"]
         trained = [json.loads((run / "run.json").read_bytes())["parameters"]["method"] for run in runs.values()]
         compared = json.loads((self.search(task, 0) / "table.json").read_bytes())["compared"]
+        # Anywhere, the share is of another, larger gradient.
         captured = next((one["captured"] for one in compared if one["structure"] == name), None)
         test = {seed: summary["metrics"][metric] for seed, summary in summaries.items()}
         return Arm(task, name, metric, float(np.mean(trained)), captured, best, validation, test)
@@ -124,7 +135,7 @@ def study(options: argparse.Namespace) -> Found:
     arms: list[Arm] = []
     failed: dict[str, str] = {}
     for task in TASKS:
-        for name in (MIXTURE, *structures.names()):
+        for name in (*MIXTURES, *structures.names()):
             try:
                 arms.append(made.arm(task, name))
             except SurmError as error:
@@ -140,11 +151,12 @@ def found(made: Study, arms: Sequence[Arm], failed: Mapping[str, str]) -> Found:
         here = sorted((arm for arm in arms if arm.task == task), key=lambda arm: -np.mean(list(arm.test.values())))
         if here:
             paragraphs.append(f"**{task}**, {here[0].metric}:\n\n{markdown(list(_rows(here)))}")
-        if any(arm.name == MIXTURE for arm in here):
-            places = ", ".join(f"seed {seed}: {_given(made.search(task, seed))}" for seed in range(made.seeds))
-            paragraphs.append(f"What the mixture gave the places of {task}: {places}.")
-            verdicts.append(_verdict(here))
-            paragraphs.append(verdicts[-1]["text"])
+            paragraphs.append(_proxy(here))
+        for mixture in (arm for arm in here if arm.name in MIXTURES):
+            searches = {seed: made.search(task, seed, mixture.name) for seed in mixture.test}
+            places = "; ".join(f"seed {seed}: {_given(folder)}" for seed, folder in searches.items())
+            verdicts.append(_verdict(mixture, [arm for arm in here if arm.name not in MIXTURES]))
+            paragraphs.append(f"{mixture.name} gave the places of {task}, {places}. {verdicts[-1]['text']}")
     paragraphs += [f"Failed: {name} {why}" for name, why in failed.items()]
     results = {
         "arms": [
@@ -159,17 +171,19 @@ def found(made: Study, arms: Sequence[Arm], failed: Mapping[str, str]) -> Found:
 
 
 def _rows(arms: Sequence[Arm]) -> Iterator[Row]:
-    mixture = next((arm for arm in arms if arm.name == MIXTURE), None)
+    mixtures = {name: next((arm for arm in arms if arm.name == name), None) for name in MIXTURES}
     for arm in arms:
         edge = " (edge)" if arm.rate in (RATES[0], RATES[-1]) else ""
-        differences = [] if mixture in (None, arm) else _differences(mixture, arm)
         yield {
             "arm": arm.name,
             "parameters": f"{arm.parameters:,.0f}",
             "captured": "" if arm.captured is None else f"{arm.captured:.3f}",
             "rate": f"{arm.rate:g}{edge}",
             "test": spread(list(arm.test.values())),
-            "mixture - arm": spread(differences) if differences else "",
+            **{
+                f"{name} - arm": spread(_differences(mixture, arm)) if mixture and mixture is not arm else ""
+                for name, mixture in mixtures.items()
+            },
         }
 
 
@@ -177,26 +191,31 @@ def _differences(mixture: Arm, arm: Arm) -> list[float]:
     return [mixture.test[seed] - score for seed, score in arm.test.items() if seed in mixture.test]
 
 
-def _verdict(arms: Sequence[Arm]) -> dict[str, Any]:
-    """Against the uniform arm that validation would have chosen, and the one that scored best; and whether what is
-    captured tells how arms score."""
-    from scipy.stats import spearmanr
-
-    mixture = next(arm for arm in arms if arm.name == MIXTURE)
-    others = [arm for arm in arms if arm.name != MIXTURE]
-    chosen = max(others, key=lambda arm: arm.validation[arm.rate], default=None)
-    known = [arm for arm in others if arm.captured is not None]
-    found: Any = spearmanr([a.captured for a in known], [np.mean(list(a.test.values())) for a in known])
-    rank = float(found.statistic)
+def _verdict(mixture: Arm, others: Sequence[Arm]) -> dict[str, Any]:
+    """Against all uniform arms, and against the one that validation would have chosen."""
     wins = sum(np.mean(_differences(mixture, arm)) > 0 for arm in others)
-    text = f"The mixture's mean is above that of {wins} of {len(others)} uniform structures."
-    if chosen:
+    text = f"Its mean is above that of {wins} of {len(others)} uniform structures."
+    if others:
+        chosen = max(others, key=lambda arm: arm.validation[arm.rate])
         text += (
             f" Against {chosen.name}, the uniform one with the best validation score: "
             f"{spread(_differences(mixture, chosen))}."
         )
-    text += f" Spearman's rank correlation of captured share and test score over the uniform arms: {rank:.2f}."
-    return {"task": mixture.task, "wins": int(wins), "of": len(others), "rank_correlation": rank, "text": text}
+    return {"task": mixture.task, "arm": mixture.name, "wins": int(wins), "of": len(others), "text": text}
+
+
+def _proxy(arms: Sequence[Arm]) -> str:
+    """Whether what a uniform structure captures tells how it scores."""
+    from scipy.stats import spearmanr
+
+    known = [arm for arm in arms if arm.name not in MIXTURES and arm.captured is not None]
+    if len(known) < 3:
+        return "Too few uniform structures finished to tell whether what they capture tells how they score."
+    found: Any = spearmanr([arm.captured for arm in known], [np.mean(list(arm.test.values())) for arm in known])
+    return (
+        "Spearman's rank correlation of captured share and test score over the uniform structures: "
+        f"{float(found.statistic):.2f}."
+    )
 
 
 def _given(search: Path) -> str:

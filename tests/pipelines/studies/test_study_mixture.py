@@ -17,9 +17,14 @@ def arm(name: str, captured: float, *test: float) -> Arm:
 
 
 def test_differences_are_taken_seed_by_seed(tmp_path: Path) -> None:
-    arms = [arm(MIXTURE, 0.9, 0.7, 0.9), arm("low_rank", 0.8, 0.6, 0.8), arm("toeplitz", 0.1, 0.8, 1.0)]
+    arms = [
+        arm(MIXTURE, 0.9, 0.7, 0.9),
+        arm("low_rank", 0.8, 0.6, 0.8),
+        arm("toeplitz", 0.1, 0.8, 1.0),
+        arm("monarch", 0.2, 0.1, 0.1),
+    ]
     for seed in (0, 1):
-        search = tmp_path / "searches" / f"digits-seed{seed}"
+        search = tmp_path / "searches" / f"digits-mixture-seed{seed}"
         search.mkdir(parents=True)
         places = [{"chosen": {"structure": "low_rank"}}, {"chosen": None}, {"chosen": {"structure": "low_rank"}}]
         (search / "table.json").write_text(json.dumps({"places": places}))
@@ -29,8 +34,8 @@ def test_differences_are_taken_seed_by_seed(tmp_path: Path) -> None:
         next(line for line in text.splitlines() if f"| {name}" in line) for name in ("low_rank", "toep")
     )
     assert "0.100 ± 0.000" in low_rank and "-0.100 ± 0.000" in toeplitz and "0.700 ± 0.141" in low_rank
-    assert "above that of 1 of 2 uniform structures" in text and "Against toeplitz" in text
-    assert "correlation of captured share and test score over the uniform arms: -1.00" in text
+    assert "above that of 2 of 3 uniform structures" in text and "Against toeplitz" in text
+    assert "correlation of captured share and test score over the uniform structures: -0.50" in text
     assert "seed 1: low_rank 2 and none 1" in text and "Failed: agreement mixture [x] why" in text
 
 
