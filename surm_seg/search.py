@@ -196,7 +196,7 @@ def _by_training(asked: Asked, task: Task, parsed: Parsed) -> int:
         words = (*words, "--precision", fast_precision(torch.device(device)))
     plan = Plan(
         words=words, shapes=shapes, families=asked.families, sizes=asked.sizes,
-        rates=asked.rates, trials=asked.trials, steps=steps, rung=max(1, steps // REDUCTION**RUNGS), seed=config.seed,
+        rates=asked.rates, trials=asked.trials, steps=steps, rung=-(-steps // REDUCTION**RUNGS), seed=config.seed,
         gpu=device.startswith("cuda"), output=asked.output.absolute(), home=Path.cwd(),
     )  # fmt: skip
     print(f"{plan.trials} trials of at most {steps} steps, first looked at after {plan.rung}")
