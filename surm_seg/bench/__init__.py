@@ -16,6 +16,7 @@ BENCHMARKS = {
     ),
     "step": ("surm_seg.bench.step", "training step, forward and prediction of SAM against its own modules as SAMed"),
     "data": ("surm_seg.bench.data", "making training slices, alone and beside the model that takes them"),
+    "engine": ("surm_seg.bench.engine", "a training by the shared engine against a bare loop of torch"),
     "metrics": ("surm_seg.bench.metrics", "Dice, HD95 and NSD of eight organs against medpy's and MONAI's"),
     "prepare": ("surm_seg.bench.prepare", "preparing CT volumes against MONAI's transforms"),
 }
