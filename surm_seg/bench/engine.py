@@ -214,11 +214,12 @@ def check(losses: Mapping[str, Sequence[float]]) -> float:
     worst = 0.0
     for label, found in losses.items():
         apart = np.abs(np.array(found) - expected) / np.abs(expected)
-        worst = max(worst, float(apart.max()))
-        if not worst <= TOLERANCE:
-            step = 1 + int(np.argmax(~(apart <= TOLERANCE)))
-            sentence = f"The loss of step {step} is {found[step - 1]} by the {label}, {expected[step - 1]} by a {BARE}"
+        wrong = np.flatnonzero(~(apart <= TOLERANCE))  # NaN, too
+        if wrong.size:
+            step = int(wrong[0])
+            sentence = f"The loss of step {step + 1} is {found[step]} by the {label}, {expected[step]} by a {BARE}"
             raise SurmError("bench-differs", f"{sentence}; find out which is wrong before timing either.")
+        worst = max(worst, float(apart.max()))
     return worst
 
 
