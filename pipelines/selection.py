@@ -1,6 +1,8 @@
 """Trainings that are compared, each at its best learning rate: what `surm-seg sweep` and some studies are made of.
 
 The rate of an arm is chosen on the validation set with seed 0; the test set is then read at that rate, over all seeds.
+Methods differ in their best rates by orders of magnitude, and a search that ends short of one would be a verdict on the
+search: while an arm's best rate is the lowest or highest that it was tried at, it is tried beyond it.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ from typing import Any
 from pipelines.supervised import summary_of
 from surm_seg.cells import Cell, Done, Train, carried_out
 
+SEED = "{seed}"
+
 
 @dataclass(frozen=True)
 class Comparison:
     """What is run.
 
     Args:
-        arms: name, as a part of a folder's name -> the options of `surm-seg train` that no other arm has.
+        arms: name, as a part of a folder's name -> the options of `surm-seg train` that no other arm has; SEED in them
+            stands for the seed.
         rates: learning rates that every arm is tried at, rising.
+        beyond: more rates that an arm may be tried at, each as far beyond the edge as the edge is from its neighbour.
         seeds: 0, 1, ... at the best rate.
         jobs: runs at once.
         folder: of the runs; a finished one is not repeated.
@@ -36,16 +42,26 @@ class Comparison:
     jobs: int
     folder: Path
     words: Sequence[str]
+    beyond: int = 3
 
     def cell(self, arm: str, rate: float, seed: int) -> Cell:
-        words = (*self.words, *self.arms[arm], "--learning_rate", repr(rate), "--seed", str(seed))
+        own = (word.replace(SEED, str(seed)) for word in self.arms[arm])
+        words = (*self.words, *own, "--learning_rate", repr(rate), "--seed", str(seed))
         key = hashlib.sha256(json.dumps(words).encode()).hexdigest()
         return Cell(f"{arm}-{rate:g}-seed{seed}-{key[:8]}", words)
 
     @property
-    def most(self) -> int:
-        """Number of runs where none fails."""
+    def fewest(self) -> int:
+        """Number of runs where none fails and no best rate is at an edge."""
         return len(self.arms) * (len(self.rates) + self.seeds - 1)
+
+    def further(self, tried: Sequence[float], best: float) -> float | None:
+        """The next rate for an arm, after these; None where its best one is no edge, or enough were tried."""
+        rates = sorted(tried)
+        if len(self.rates) < 2 or len(rates) >= len(self.rates) + self.beyond or best not in (rates[0], rates[-1]):
+            return None
+        edge, neighbour = rates[:2] if best == rates[0] else rates[:-3:-1]
+        return float(f"{edge * edge / neighbour:.3g}")
 
 
 @dataclass(frozen=True)
@@ -102,27 +118,33 @@ def selected(comparison: Comparison, train: Train) -> tuple[dict[str, Selected],
         train: `surm_seg.train.main`, which no pipeline may import.
     """
     failed: dict[str, str] = {}
-    arms, rates = comparison.arms, comparison.rates
-    tried = {(arm, rate): comparison.cell(arm, rate, 0) for arm in arms for rate in rates}
-    done = dict(_told(list(tried.values()), comparison, train, failed))
-    validation = {
-        arm: {rate: _validated(done[tried[arm, rate].name].folder) for rate in rates if tried[arm, rate].name in done}
-        for arm in arms
-    }
-    best = {arm: max(scores, key=scores.__getitem__) for arm, scores in validation.items() if scores}
+    tried: dict[str, dict[float, Cell]] = {arm: {} for arm in comparison.arms}
+    validation: dict[str, dict[float, float]] = {arm: {} for arm in comparison.arms}
+    done: dict[str, Done] = {}
+    wanted = [(arm, rate) for arm in comparison.arms for rate in comparison.rates]
+    while wanted:
+        for arm, rate in wanted:
+            tried[arm][rate] = comparison.cell(arm, rate, 0)
+        done |= dict(_told([tried[arm][rate] for arm, rate in wanted], comparison, train, failed))
+        for arm, rate in wanted:
+            if (cell := tried[arm][rate]).name in done:
+                validation[arm][rate] = _validated(done[cell.name].folder)
+        best = {arm: max(scores, key=scores.__getitem__) for arm, scores in validation.items() if scores}
+        more = {arm: comparison.further(list(tried[arm]), rate) for arm, rate in best.items()}
+        wanted = [(arm, rate) for arm, rate in more.items() if rate is not None]
     others = range(1, comparison.seeds)
     seeds = {(arm, seed): comparison.cell(arm, rate, seed) for arm, rate in best.items() for seed in others}
     done |= dict(_told(list(seeds.values()), comparison, train, failed))
     found = {}
     for arm, rate in best.items():
-        cells = {0: tried[arm, rate], **{seed: seeds[arm, seed] for seed in others}}
+        cells = {0: tried[arm][rate], **{seed: seeds[arm, seed] for seed in others}}
         runs = {seed: done[cell.name] for seed, cell in cells.items() if cell.name in done}
         summaries = {seed: summary_of(run.folder) for seed, run in runs.items()}
         record = json.loads((runs[0].folder / "run.json").read_bytes())
         found[arm] = Selected(
             arm,
             rate,
-            len(rates) > 1 and rate in (rates[0], rates[-1]),
+            len(tried[arm]) > 1 and rate in (min(tried[arm]), max(tried[arm])),
             validation[arm],
             runs,
             summaries[0]["score"],

@@ -4,8 +4,9 @@
 
 Without --budget every method has its own usual size, and the table says so.
 
-Each method's learning rate is chosen on the validation set with the first seed; the test set is then read at the
-winner, over all seeds. Options that are not the sweep's own are those of `surm-seg train`.
+Each method's learning rate is chosen on the validation set with the first seed, also beyond the given ones where the
+best of these is an edge; the test set is then read at the winner, over all seeds. Options that are not the sweep's own
+are those of `surm-seg train`.
 
 OUTPUT/cells       the runs; a finished one is not repeated, so that a sweep that was cut goes on
       /table.md    what they come to, and table.json with every figure
@@ -52,7 +53,8 @@ def _main(arguments: list[str]) -> int:
         return train.main(sweep.words)
     check_writable(output)
     _check(sweep, output)
-    print(f"{len(sweep.arms)} methods x {len(sweep.rates)} learning rates, then {sweep.seeds} seeds: {sweep.most} runs")
+    size = f"{len(sweep.arms)} methods x {len(sweep.rates)} learning rates, then {sweep.seeds} seeds"
+    print(f"{size}: {sweep.fewest} runs, and more where a best rate is an edge")
     if dry_run:
         return 0
     with writing(output), held(output, "swept"):
@@ -69,8 +71,10 @@ def _asked(arguments: list[str]) -> tuple[Comparison, Path, bool]:
     )  # fmt: skip
     parser.add_argument("--methods", default=",".join(METHODS), help="joined by commas, or all; default %(default)s")
     rates = ",".join(f"{rate:g}" for rate in RATES)
-    parser.add_argument("--learning_rates", "--learning-rates", default=rates, help="default %(default)s")
+    parser.add_argument("--learning_rates", "--learning-rates", default=rates, help="at first; default %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="runs at each method's best rate; default 3")
+    beyond = "further rates, while the best is an edge; default %(default)s"
+    parser.add_argument("--beyond", type=int, default=Comparison.beyond, help=beyond)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; default 1")
     parser.add_argument("--output", type=Path, default=Path("runs/sweep"), help="default runs/sweep")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would be run")
@@ -85,10 +89,15 @@ def _asked(arguments: list[str]) -> tuple[Comparison, Path, bool]:
         rates = tuple(sorted({float(rate) for rate in own.learning_rates.split(",")}))
     except ValueError as error:
         raise BadConfig("sweep-option", f"--learning_rates {own.learning_rates}: {error}.") from error
-    if not chosen or own.seeds < 1 or own.jobs < 1:
-        raise BadConfig("sweep-option", "--methods must name one, --seeds and --jobs must be 1 or more.")
+    if not chosen or min(own.seeds, own.jobs, own.beyond + 1) < 1:
+        sentence = "--methods must name one, --seeds and --jobs must be 1 or more, --beyond not negative."
+        raise BadConfig("sweep-option", sentence)
     arms = {method: ("--method", method) for method in chosen}
-    return Comparison(arms, rates, own.seeds, own.jobs, own.output / "cells", words), own.output, own.dry_run
+    return (
+        Comparison(arms, rates, own.seeds, own.jobs, own.output / "cells", words, own.beyond),
+        own.output,
+        own.dry_run,
+    )
 
 
 def _check(sweep: Comparison, output: Path) -> None:
@@ -130,8 +139,9 @@ def _found(sweep: Comparison, results: Mapping[str, Selected], failed: Mapping[s
     budget = f"Every run: surm-seg train {' '.join(sweep.words)}; learning rates {rates}."
     notes = [
         "Parameters: trained values besides the head, which every method trains. The rate is chosen on the validation "
-        "set with one seed; (edge) is the lowest or highest that was tried. The score is of the test set, mean and "
-        "sample SD over the seeds. Seconds and peak memory are of the whole process, its scoring too.",
+        f"set with one seed; up to {sweep.beyond} more are tried while the best is the lowest or highest, and where it "
+        "still is one, (edge) says so. The score is of the test set, mean and sample SD over the seeds. Seconds and "
+        "peak memory are of the whole process, its scoring too.",
     ]
     if not any(word.partition("=")[0] == "--budget" for word in sweep.words):
         notes.append("No budget was matched: every method trains as many values as it usually does.")

@@ -13,7 +13,7 @@ from surm_seg import sweep
 
 WORDS = ["--task", "glue", "--name", "cola", "--steps", "2", "--epochs", "0", "--batch_size", "4", "--device", "cpu",
          "--precision", "float32", "--workers", "0"]  # fmt: skip
-ASKED = ["--methods", "circulant,bitfit", "--learning_rates", "1e-3,1e-2", "--seeds", "2"]
+ASKED = ["--methods", "circulant,bitfit", "--learning_rates", "1e-3,1e-2", "--seeds", "2", "--beyond", "0"]
 
 
 @pytest.fixture
@@ -70,6 +70,7 @@ def test_a_cell_that_fails_is_recorded_and_stops_no_other(
         (["--seed", "3"], "--seed is what a sweep sets"),
         (["--learning_rates", "fast"], "--learning_rates fast"),
         (["--methods", ""], "--methods must name one"),
+        (["--beyond", "-1"], "--beyond not negative"),
         (["--name", "colla"], "--name colla is no task of GLUE"),
     ],
 )
