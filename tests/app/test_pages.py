@@ -1,7 +1,6 @@
 """The pages as a user meets them: a real workspace, a real run, real jobs; the slice component has its own tests."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +61,13 @@ def test_a_cancelled_segmentation_writes_nothing(clinic: Workspace) -> None:
 def test_a_worker_that_is_lost_is_a_sentence_and_can_be_started_again(
     clinic: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its weights are another file than they were: nothing that anybody foresaw. The log says no name."""
+    """What it read was no option of a run: nothing that anybody foresaw. The log says no name."""
     key, (run,) = held_out(clinic), clinic.runs()
     study = next(study for study in clinic.studies() if study.key == key)
     options = run.folder / "config.yaml"
     sound = options.read_bytes()
     options.write_bytes(sound + b"\nimage_size: Canary^Patient\n")
-    work = segmenting.begin(clinic, study, replace(run, name="again"))
+    work = segmenting.begin(clinic, study, run)
     until(lambda: work.over)
     assert work.state == "failed" and clinic.prediction(study, run) is None
     (error,) = visit(case=key).error
