@@ -82,7 +82,9 @@ class Study:
         for mixture in MIXTURES:
             for seed in range(self.seeds):
                 self.searched(task, mixture, seed)
-        mixed = {name: ("--config", str(self.search(task, name, SEED) / "train.yaml")) for name in MIXTURES}
+        mixed: dict[str, Sequence[str]] = {
+            name: ("--config", str(self.search(task, name, SEED) / "train.yaml")) for name in MIXTURES
+        }
         shared = (*TASKS[task], *COMMON, *self.words, "--budget", budget)
         return mixed | {name: (*shared, "--method", name) for name in structures.names()}
 

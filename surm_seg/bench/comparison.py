@@ -35,7 +35,7 @@ class Method:
 
 def measured(
     methods: Sequence[Method],
-    check: Callable[[Mapping[str, Any]], None],
+    check: Callable[[Mapping[str, Any]], object],
     rounds: int,
     seed: int,
     reporter: cli.Reporter,

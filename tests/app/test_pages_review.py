@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -246,9 +247,10 @@ def test_strokes_of_before_a_restart_go_to_the_version_they_were_drawn_for(clini
 
 def test_a_stroke_is_kept_before_the_case_is_scored(clinic: Workspace, opened: Opened) -> None:
     """Scores follow: those of other organs and slices are there meanwhile, of what was edited none."""
-    assert not opened.ready and opened.scores is not None
+    scores: Any = opened.scores
+    assert not opened.ready
     z = len(opened.labels) // 2
-    with opened.scores._scoring:  # another thread is at it
+    with scores._scoring:  # another thread is at it
         drawing = threading.Thread(target=draw, args=(opened, z, np.full_like(opened.labels[z], 5)))
         drawing.start()
         drawing.join(60)

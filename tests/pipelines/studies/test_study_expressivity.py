@@ -42,7 +42,7 @@ def test_other_families_are_as_large_as_they_may_be_and_counted_once() -> None:
 def test_one_block_is_low_rank(r: int) -> None:
     M = normal(SIDE, SIDE)
     tail = np.linalg.svd(M.numpy(), compute_uv=False)[r:]
-    expected = float(np.linalg.norm(tail) / M.norm())
+    expected = float(np.linalg.norm(tail)) / float(M.norm())
     assert error(make("monarch", SIDE, SIDE, blocks=1, rank=r), [M]) == pytest.approx(expected)
 
 
