@@ -40,6 +40,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Published: AdamW, warm-up 0.06, linear decay, length 128; batch 64."""
 
 AGREEMENT = "agreement"
+KEPT = 100_000
+"""Examples whose tokens are kept for the next epoch, some kilobytes each."""
 GIVEN = "https://gluebenchmark.com/tasks (CoLA also from https://nyu-mll.github.io/CoLA)"
 
 
@@ -132,18 +134,28 @@ class Glue(Supervised[Sentences]):
         self.classes = len(self.kind.labels)
         self.tokenizer, base = _base(config, max(1, self.classes), seed)
         self.max_length = config.max_length
+        self.encoded: dict[Sentences, Batch] = {}
         super().__init__(f"glue/{config.name}", config, seed, base, splits)
 
     def encode(self, example: Sentences, rng: np.random.Generator | None) -> Batch:
+        if example in self.encoded:
+            return self.encoded[example]
         tokens = self.tokenizer(*example.texts, truncation=True, max_length=self.max_length)
         batch = {name: torch.tensor(values) for name, values in tokens.items()}
-        return batch | {"target": torch.tensor(example.target, dtype=torch.long if self.classes else torch.float32)}
+        batch["target"] = torch.tensor(example.target, dtype=torch.long if self.classes else torch.float32)
+        if len(self.encoded) < KEPT:
+            self.encoded[example] = batch
+        return batch
 
     def collate(self, samples: list[Batch]) -> Batch:
         """Padded to the longest of them."""
-        padded = self.tokenizer.pad(
-            [{name: value for name, value in one.items() if name != "target"} for one in samples], return_tensors="pt"
-        )
+        values = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        side = self.tokenizer.padding_side
+        padded = {
+            name: nn.utils.rnn.pad_sequence([one[name] for one in samples], True, values.get(name, 0), side)
+            for name in samples[0]
+            if name != "target"
+        }
         return {**padded, "target": torch.stack([one["target"] for one in samples])}
 
     def loss(self, batch: Batch) -> Tensor:

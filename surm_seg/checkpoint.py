@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from surm_seg.errors import BadInput, Corrupt
-from surm_seg.volume import replacing, sync_folder
+from surm_seg.volume import sync_folder
 
 STEP = re.compile(r"step-(\d{8})")
 
@@ -50,6 +50,7 @@ def save_checkpoint(
             _write(partial / f"{name}.safetensors", content)
         content = {**state, "step": step, "digests": digests}
         _write(partial / "state.json", json.dumps({**content, "sha256": _digest(content)}).encode())
+        sync_folder(partial)
         discard(target)
         os.replace(partial, target)
         sync_folder(folder)
@@ -142,5 +143,8 @@ def _changed(path: Path, name: str) -> Corrupt:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as file:
+    """Onto the disk, in a folder that nobody sees yet."""
+    with path.open("wb") as file:
         file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -64,13 +64,19 @@ class BatchGradient:
 
     def _sums(self, piece: Batch, step: int, part: int) -> Tensor:
         state = np.random.SeedSequence([self.seed, 2, step, self.ranks.index, part]).generate_state(1, np.uint64)
-        torch.manual_seed(int(state[0] >> 1))
+        self._seed(int(state[0] >> 1))
         before = self._random_state()
         moved = {name: value.to(self.place) for name, value in piece.items()}
         with torch.autocast(self.place.type, torch.bfloat16, enabled=self.amp):
             sums = self.task.sums(moved)
         self.draws = self.draws or not torch.equal(before, self._random_state())
         return sums
+
+    def _seed(self, number: int) -> None:
+        """What torch.manual_seed does, without a queue of seeds and stack traces for devices that are not there."""
+        torch.default_generator.manual_seed(number)
+        if self.place.type == "cuda":
+            torch.cuda.manual_seed_all(number)
 
     def _random_state(self) -> Tensor:
         states = [torch.get_rng_state()]
@@ -93,6 +99,8 @@ class BatchGradient:
 
 def _split(batch: Batch, parts: int) -> list[Batch]:
     """Micro-batches along the first axis, even to one sample."""
+    if parts == 1:
+        return [batch]
     samples = len(next(iter(batch.values())))
     columns = {name: value.tensor_split(min(parts, samples)) for name, value in batch.items()}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

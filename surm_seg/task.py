@@ -106,6 +106,7 @@ class Order(Sampler[list[tuple[int, int]]]):
     def __init__(self, task: Task, size: int, seed: int, steps: range, ranks: Ranks) -> None:
         self.samples, self.weights = len(task), task.sampling_weights()
         self.size, self.seed, self.steps, self.ranks = size, seed, steps, ranks
+        self._shuffled: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -122,4 +123,7 @@ class Order(Sampler[list[tuple[int, int]]]):
             yield [batch[i] for i in self.ranks.part(self.size)]
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, 0, epoch]).permutation(self.samples)
+        """Made once for all of its samples, which follow one another."""
+        if self._shuffled[0] != epoch:
+            self._shuffled = epoch, np.random.default_rng([self.seed, 0, epoch]).permutation(self.samples)
+        return self._shuffled[1]

@@ -150,6 +150,7 @@ class Loops:
     def __init__(self, task: Task, config: EngineConfig, seed: int, device: str, folder: Path) -> None:
         self.task, self.config, self.seed, self.device, self.folder = task, config, seed, device, folder
         self.amp = config.precision == "bfloat16"
+        task.validate = dict  # its cost is the task's
         task.model.to(device)
         if self.amp:
             store_frozen(task.model, torch.bfloat16)
