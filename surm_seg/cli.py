@@ -5,6 +5,7 @@ Exit statuses: 0 ok, 1 failed, 2 usage, 3 bad data, 4 device, 5 some cases faile
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import shutil
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,7 +23,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from surm_seg.errors import INTERRUPTED, BadInput, NoDevice, SurmError
+from surm_seg.errors import INTERRUPTED, BadConfig, BadInput, NoDevice, SurmError
 
 SOME_CASES_FAILED = 5
 
@@ -190,6 +191,32 @@ def parse(
     parsed: Namespace = parser.parse_args(words)
     built = tuple(part(**{f.name: parsed[f.name] for f in fields(part) if f.name in parsed}) for part in configs)
     return built if isinstance(config, tuple) else built[0]
+
+
+def around_train(command: str) -> argparse.ArgumentParser:
+    """The parser of a command that trains, whose other options are those of `surm-seg train`."""
+    return argparse.ArgumentParser(
+        prog=f"surm-seg {command}", description=COMMANDS[command],
+        epilog="All other options, such as --device, go to surm-seg train.",
+        allow_abbrev=False,
+    )  # fmt: skip
+
+
+def own_and_train(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], kept: Collection[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """A command's own options, and the words that go to `train`.
+
+    Args:
+        parser: of `around_train`.
+        kept: options of `train` that the command sets itself; raises BadConfig where one is given.
+    """
+    own, words = parser.parse_known_args(arguments)
+    for word in words:
+        if word.startswith("--") and word.partition("=")[0][2:].replace("-", "_") in kept:
+            command = parser.prog.rpartition(" ")[2]
+            raise BadConfig(f"{command}-option", f"{word} is what {parser.prog} sets itself; leave it out.")
+    return own, words
 
 
 def run(body: Callable[[], int | None], *, debug: bool = False) -> int:

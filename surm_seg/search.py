@@ -17,7 +17,6 @@ OUTPUT/table.md              what was found, and table.json with every figure
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
 import logging
@@ -96,11 +95,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _asked(arguments: list[str]) -> Asked:
-    parser = argparse.ArgumentParser(
-        prog="surm-seg search", description=cli.COMMANDS["search"],
-        epilog="All other options, such as --device, go to surm-seg train.",
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = cli.around_train("search")
     parser.add_argument("--by", choices=("gradient", "training"), default="gradient", help="default gradient")
     parser.add_argument("--structures", default="all", help="joined by commas; default all")
     parser.add_argument("--budget", type=int, default=0, help="gradient: parameters; default as many as rank 1 has")
@@ -114,10 +109,7 @@ def _asked(arguments: list[str]) -> Asked:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/search"), help="default runs/search")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would be done")
-    own, words = parser.parse_known_args(arguments)
-    for word in words:
-        if word.startswith("--") and word.partition("=")[0][2:].replace("-", "_") in NOT_OURS:
-            raise BadConfig("search-option", f"{word} is what a search sets or chooses; leave it out.")
+    own, words = cli.own_and_train(parser, arguments, NOT_OURS)
     families = structures.names() if own.structures == "all" else tuple(filter(None, own.structures.split(",")))
     for name in families:
         if name not in structures.names():

@@ -15,7 +15,6 @@ OUTPUT/cells       the runs; a finished one is not repeated, so that a sweep tha
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,11 +63,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _asked(arguments: list[str]) -> tuple[Comparison, Path, bool]:
-    parser = argparse.ArgumentParser(
-        prog="surm-seg sweep", description=cli.COMMANDS["sweep"],
-        epilog="All other options, such as --device, go to surm-seg train.",
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = cli.around_train("sweep")
     parser.add_argument("--methods", default=",".join(METHODS), help="joined by commas, or all; default %(default)s")
     rates = ",".join(f"{rate:g}" for rate in RATES)
     parser.add_argument("--learning_rates", "--learning-rates", default=rates, help="at first; default %(default)s")
@@ -78,10 +73,7 @@ def _asked(arguments: list[str]) -> tuple[Comparison, Path, bool]:
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; default 1")
     parser.add_argument("--output", type=Path, default=Path("runs/sweep"), help="default runs/sweep")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would be run")
-    own, words = parser.parse_known_args(arguments)
-    for word in words:
-        if word.startswith("--") and word.partition("=")[0][2:].replace("-", "_") in NOT_OURS:
-            raise BadConfig("sweep-option", f"{word} is what a sweep sets in every run; leave it out.")
+    own, words = cli.own_and_train(parser, arguments, NOT_OURS)
     chosen = methods.names() if own.methods == "all" else tuple(filter(None, own.methods.split(",")))
     for name in chosen:
         methods.check(name)

@@ -84,7 +84,7 @@ def test_segmentation_takes_what_was_found_too(data: Path, tmp_path: Path) -> No
         (["--structures", "circulent"], "did you mean circulant"),
         (["--structures", "round"], "choose among circulant"),
         (["--structures", ""], "--structures must name one"),
-        (["--method", "lora"], "--method is what a search sets or chooses"),
+        (["--method", "lora"], "--method is what surm-seg search sets itself"),
         (["--sizes", "2"], "--sizes 2 is not LEAST,MOST"),
         (["--learning_rates", "1,0.1"], "must be positive and not fall"),
         (["--budget", "3"], "the smallest has 16"),

@@ -67,7 +67,7 @@ def test_a_cell_that_fails_is_recorded_and_stops_no_other(
     ("asked", "sentence"),
     [
         (["--methods", "circulent"], "did you mean circulant"),
-        (["--seed", "3"], "--seed is what a sweep sets"),
+        (["--seed", "3"], "--seed is what surm-seg sweep sets itself"),
         (["--learning_rates", "fast"], "--learning_rates fast"),
         (["--methods", ""], "--methods must name one"),
         (["--beyond", "-1"], "--beyond not negative"),

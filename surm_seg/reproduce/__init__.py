@@ -16,7 +16,6 @@ OUTPUT/data          the prepared data set
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
 import importlib
@@ -129,11 +128,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _asked(arguments: list[str]) -> tuple[Reproduction, bool]:
-    parser = argparse.ArgumentParser(
-        prog="surm-seg reproduce", description=cli.COMMANDS["reproduce"],
-        epilog="All other options, such as --device, go to surm-seg train.",
-        allow_abbrev=False,
-    )  # fmt: skip
+    parser = cli.around_train("reproduce")
     parser.add_argument("benchmark", nargs="?", default=BENCHMARKS[0], help=f"default {BENCHMARKS[0]}")
     parser.add_argument("--source", type=Path, help="folder of the benchmark's volumes, as it was downloaded")
     parser.add_argument("--weights", help="SAM's ViT-B checkpoint, sam_vit_b_01ec64.pth")
@@ -142,14 +137,11 @@ def _asked(arguments: list[str]) -> tuple[Reproduction, bool]:
     parser.add_argument("--jobs", type=int, help=f"runs at once; default 1, in a rehearsal {REHEARSAL_JOBS}")
     parser.add_argument("--output", type=Path, help="default runs/reproduce-synapse, or runs/rehearsal")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say how long it will take")
-    own, words = parser.parse_known_args(arguments)
+    own, words = cli.own_and_train(parser, arguments, NOT_OURS)
     if own.benchmark not in BENCHMARKS:
         near = difflib.get_close_matches(own.benchmark, BENCHMARKS, cutoff=0.3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(BENCHMARKS)}."
         raise BadConfig("benchmark-name", f"There is no benchmark {own.benchmark!r} to reproduce; {hint}")
-    for word in words:
-        if word.startswith("--") and word.partition("=")[0][2:].replace("-", "_") in NOT_OURS:
-            raise BadConfig("reproduce-option", f"{word} is what a reproduction sets in every run; leave it out.")
     jobs = (REHEARSAL_JOBS if own.rehearse else 1) if own.jobs is None else own.jobs
     if own.seeds < 1 or jobs < 1:
         raise BadConfig("reproduce-option", "--seeds and --jobs must be 1 or more.")

@@ -91,6 +91,19 @@ def picture(page: Page, z: int) -> np.ndarray:
     return pixels(page, "axial")
 
 
+def interrupted(context: BrowserContext, way: str) -> list[bool]:
+    """A switch, off at first, for what pages of this context and the app say "to the app" or "to the page"."""
+    switch = [False]
+
+    def between(socket: WebSocketRoute) -> None:
+        server = socket.connect_to_server()
+        sender, receiver = (socket, server) if way == "to the app" else (server, socket)
+        sender.on_message(lambda message: None if switch[0] else receiver.send(message))
+
+    context.route_web_socket(re.compile("/_stcore/stream"), between)
+    return switch
+
+
 def test_strokes_drawn_while_the_app_is_down_are_stored_when_it_is_back(
     folder: Path, review: Callable[[Server], Page], photograph: Callable[[Page, str], None]
 ) -> None:
@@ -130,13 +143,7 @@ def test_a_page_that_is_reloaded_meanwhile_still_has_them(
     folder: Path, context: BrowserContext, review: Callable[[Server], Page]
 ) -> None:
     """The network is gone, so that the strokes reach nobody; the tab keeps them over the reload."""
-    cut = [False]
-
-    def between(socket: WebSocketRoute) -> None:
-        server = socket.connect_to_server()
-        socket.on_message(lambda message: None if cut[0] else server.send(message))
-
-    context.route_web_socket(re.compile("/_stcore/stream"), between)
+    cut = interrupted(context, "to the app")
     with started(folder) as server:
         page = review(server)
         cut[0] = True
@@ -156,13 +163,7 @@ def test_an_answer_that_was_lost_makes_no_stroke_twice(
     folder: Path, context: BrowserContext, review: Callable[[Server], Page]
 ) -> None:
     """What the app says is held back: it has stored the strokes, and the page cannot know."""
-    deaf = [False]
-
-    def between(socket: WebSocketRoute) -> None:
-        server = socket.connect_to_server()
-        server.on_message(lambda message: None if deaf[0] else socket.send(message))
-
-    context.route_web_socket(re.compile("/_stcore/stream"), between)
+    deaf = interrupted(context, "to the page")
     with started(folder) as server:
         page = review(server)
         deaf[0] = True

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page
 from served import Server, started, wait_for
 
 from app import segmenting
-from app.workspace import Workspace
+from app.workspace import Run, Study, Workspace
 from surm_seg.volume import read_grid
 
 VOLUME = nib.Nifti1Image(np.zeros((20, 20, 4), np.int16), np.eye(4)).to_bytes()
@@ -90,15 +90,20 @@ def test_a_reload_keeps_what_was_brought_and_no_other_page_sees_it(
         assert name not in server.log.read_text()
 
 
+def unsegmented() -> tuple[Workspace, Study, Run]:
+    """The workspace here, a case that waits to be segmented, and the run to do it with."""
+    workspace = Workspace()
+    (run,) = workspace.runs()
+    return workspace, next(study for study in workspace.studies() if study.case.split == "test"), run
+
+
 def test_a_server_that_dies_leaves_neither_uploads_nor_half_a_segmentation(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, browser: Browser
 ) -> None:
     """Killed while it segments; the next one sweeps the uploads, and begins the segmentation anew by itself."""
     shutil.copytree(shared_workspace(tmp_path_factory), tmp_path / "clinic")
     with at(tmp_path / "clinic"):
-        workspace = Workspace()
-        (run,) = workspace.runs()
-        study = next(study for study in workspace.studies() if study.case.split == "test")
+        workspace, study, run = unsegmented()
     page = browser.new_page()
     button = page.get_by_role("button", name="Segment with demo")
     with started(tmp_path / "clinic") as server:
@@ -130,9 +135,7 @@ def test_a_segmentation_that_ends_the_app_twice_is_not_begun_a_third_time(
 ) -> None:
     shutil.copytree(shared_workspace(tmp_path_factory), tmp_path / "clinic")
     with at(tmp_path / "clinic"):
-        workspace = Workspace()
-        (run,) = workspace.runs()
-        study = next(study for study in workspace.studies() if study.case.split == "test")
+        workspace, study, run = unsegmented()
         asked = workspace.review(study, run).resolve() / segmenting.ASKED
         asked.parent.mkdir(parents=True)
         asked.touch()
