@@ -123,7 +123,7 @@ def _found(sweep: Comparison, results: Mapping[str, Selected], failed: Mapping[s
             "peak MB": f"{max(done.peak_bytes for done in result.runs.values()) / 1e6:.0f}",
         })  # fmt: skip
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        points[method] = (max(1, count), float(np.mean(values)), sd)
+        points[method] = (count, float(np.mean(values)), sd)
     rows.sort(key=lambda row: -points[row["method"]][1])
     paragraphs = [markdown(rows) if rows else "No cell finished."]
     paragraphs += [f"Failed: {name} {why}" for name, why in failed.items()]

@@ -203,7 +203,7 @@ def _picture(
     }
     points = {
         name: (
-            float(max(1, one.parameters["method"])),
+            float(one.parameters["method"]),
             float(np.mean(one.scores)),
             float(np.std(one.scores, ddof=1)) if len(one.scores) > 1 else 0.0,
         )

@@ -79,13 +79,15 @@ def scatter(
     """A dot per name at (x, y), x logarithmic, with a bar of y ± spread; names stand beside, in the order of y.
 
     Args:
-        points: name -> x above 0, y, spread of y.
+        points: name -> x, y, spread of y; where x is 0 the dot has a place of its own, left of all powers of ten.
         hollow: names whose dots are rings: those that were not measured.
         others: x, y of grey dots without a name.
         stairs: join the named dots by steps, as a front of those that no other beats.
     """
-    xs = [log10(x) for x in (*(x for x, _, _ in points.values()), *(x for x, _ in others))]
-    start, end = floor(min(xs)), max(ceil(max(xs)), floor(min(xs)) + 1)
+    every = [x for x, *_ in (*points.values(), *others)]
+    powers = [log10(x) for x in every if x] or [0.0]
+    zero = floor(min(powers)) - 1
+    start, end = zero if 0 in every else zero + 1, max(ceil(max(powers)), zero + 2)
     ys = [y + side * s for _, y, s in points.values() for side in (-1, 1)] + [y for _, y in others]
     levels = ticks(min(ys), max(ys))
     low, high = levels[0], levels[-1]
@@ -94,7 +96,7 @@ def scatter(
     bottom = height - BOTTOM
 
     def across(x: float) -> float:
-        return LEFT + (right - LEFT) * (log10(x) - start) / (end - start)
+        return LEFT + (right - LEFT) * ((log10(x) if x else zero) - start) / (end - start)
 
     def up(y: float) -> float:
         return bottom - (bottom - TOP) * (y - low) / ((high - low) or 1.0)
@@ -104,8 +106,8 @@ def scatter(
         parts.append(f'<line x1="{LEFT}" y1="{up(level):.1f}" x2="{right}" y2="{up(level):.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{up(level) + 4:.1f}" text-anchor="end">{level:g}</text>')
     for power in range(start, end + 1):
-        x = across(10.0**power)
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{10**power:,}</text>')
+        x = 0.0 if power == zero else 10.0**power
+        parts.append(f'<text x="{across(x):.1f}" y="{bottom + 14}" text-anchor="middle">{_short(x)}</text>')
     parts.append(f'<text x="{(LEFT + right) / 2}" y="{height - 6}" text-anchor="middle">{escape(x_name)}</text>')
     parts += [f'<circle cx="{across(x):.1f}" cy="{up(y):.1f}" r="3" fill="#bbb"/>' for x, y in others]
     if stairs:
@@ -126,6 +128,14 @@ def scatter(
         )
         parts.append(f'<text x="{right + 10}" y="{row}" fill="{colour}">{escape(name)}</text>')
     return Markup(f'<svg viewBox="0 0 {WIDTH} {height}">{"".join(parts)}</svg>')
+
+
+def _short(number: float) -> str:
+    """With k for thousands and M for millions."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g}{letter}"
+    return f"{number:g}"
 
 
 def page(rows: Sequence[Sequence[Markup]]) -> str:
