@@ -67,11 +67,19 @@ class Common:
     debug: bool = False
 
 
+class _Console(Console):
+    """Whose reader may leave, as `head` does: the work goes on without saying more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Reporter:
     """Lines and progress on standard output: bars on a terminal, plain lines when piped, nothing when quiet."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = _Console(quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)

@@ -134,3 +134,24 @@ def test_progress_is_plain_lines_when_piped_and_nothing_when_quiet(capsys: pytes
     quiet = cli.Reporter(quiet=True)
     quiet.say("hello")
     assert list(quiet.track("abc", "counting", 3)) == ["a", "b", "c"] and capsys.readouterr().out == ""
+
+
+def test_work_goes_on_when_nobody_reads_any_more(tmp_path: Path) -> None:
+    code = """
+import pathlib, sys
+from surm_seg import cli
+def work():
+    say = cli.Reporter().say
+    for number in range(100_000):
+        say(f"line {number}")
+    pathlib.Path(sys.argv[1]).write_text("done")
+sys.exit(cli.run(work))
+"""
+    result = tmp_path / "result"
+    words = [sys.executable, "-c", code, str(result)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 0
+    assert result.read_text() == "done"
