@@ -7,7 +7,6 @@ search: while an arm's best rate is the lowest or highest that it was tried at, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.supervised import summary_of
-from surm_seg.cells import Cell, Done, Train, carried_out
+from surm_seg.cells import Cell, Done, Train, carried_out, digest
+from surm_seg.errors import BadInput
 
 SEED = "{seed}"
 
@@ -47,8 +47,7 @@ class Comparison:
     def cell(self, arm: str, rate: float, seed: int) -> Cell:
         own = (word.replace(SEED, str(seed)) for word in self.arms[arm])
         words = (*self.words, *own, "--learning_rate", repr(rate), "--seed", str(seed))
-        key = hashlib.sha256(json.dumps(words).encode()).hexdigest()
-        return Cell(f"{arm}-{rate:g}-seed{seed}-{key[:8]}", words)
+        return Cell(f"{arm}-{rate:g}-seed{seed}-{digest(words)}", words)
 
     @property
     def fewest(self) -> int:
@@ -116,6 +115,9 @@ def selected(comparison: Comparison, train: Train) -> tuple[dict[str, Selected],
 
     Args:
         train: `surm_seg.train.main`, which no pipeline may import.
+
+    Raises:
+        BadInput: runs of an earlier call were trained on other data or another model.
     """
     failed: dict[str, str] = {}
     tried: dict[str, dict[float, Cell]] = {arm: {} for arm in comparison.arms}
@@ -135,12 +137,14 @@ def selected(comparison: Comparison, train: Train) -> tuple[dict[str, Selected],
     others = range(1, comparison.seeds)
     seeds = {(arm, seed): comparison.cell(arm, rate, seed) for arm, rate in best.items() for seed in others}
     done |= dict(_told(list(seeds.values()), comparison, train, failed))
+    records = {name: json.loads((one.folder / "run.json").read_bytes()) for name, one in done.items()}
+    _check_alike(records, comparison.folder)
     found = {}
     for arm, rate in best.items():
         cells = {0: tried[arm][rate], **{seed: seeds[arm, seed] for seed in others}}
         runs = {seed: done[cell.name] for seed, cell in cells.items() if cell.name in done}
         summaries = {seed: summary_of(run.folder) for seed, run in runs.items()}
-        record = json.loads((runs[0].folder / "run.json").read_bytes())
+        record = records[cells[0].name]
         found[arm] = Selected(
             arm,
             rate,
@@ -153,6 +157,18 @@ def selected(comparison: Comparison, train: Train) -> tuple[dict[str, Selected],
             record["method_options"],
         )
     return found, failed
+
+
+def _check_alike(records: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Data and models are compared by content: their files may have been exchanged under the same names."""
+    for what, key in (("data", "data_sha256"), ("model", "base_sha256")):
+        by_digest: dict[str, list[str]] = {}
+        for name, record in records.items():
+            by_digest.setdefault(record[key], []).append(name)
+        if len(by_digest) > 1:
+            fewest = min(by_digest.values(), key=len)
+            sentence = f"{folder} holds runs whose {what} differ, such as {fewest[0]}; start with another --output."
+            raise BadInput("runs-differ", sentence)
 
 
 def _told(

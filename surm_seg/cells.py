@@ -6,6 +6,7 @@ FOLDER/NAME              run of `surm-seg train`
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import multiprocessing
@@ -20,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -64,6 +66,14 @@ class Done:
     seconds: float = 0.0
     peak_bytes: int = 0
     error: SurmError | None = None
+
+
+def digest(words: Sequence[str], *others: str) -> str:
+    """Eight digits that tell trainings apart: by their options, by what is in a file of options, and by others."""
+    files = [file for word, file in pairwise(words) if word == "--config"]
+    files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    texts = [Path(file).read_text() for file in files if Path(file).is_file()]
+    return hashlib.sha256(json.dumps([words, texts, others]).encode()).hexdigest()[:8]
 
 
 def carried_out(
@@ -178,7 +188,7 @@ def quiet_failure(command: Train, words: Sequence[str]) -> None:
 
 
 def _run(command: Train, words: Sequence[str]) -> tuple[int, str]:
-    said = io.StringIO()
+    said, words = io.StringIO(), [word for word in words if word != "--debug"]  # which would not say it in a line
     try:
         with redirect_stderr(said):
             return command(words), said.getvalue()

@@ -135,7 +135,7 @@ def _found(sweep: Comparison, results: Mapping[str, Selected], failed: Mapping[s
         "still is one, (edge) says so. The score is of the test set, mean and sample SD over the seeds. Seconds and "
         "peak memory are of the whole process, its scoring too.",
     ]
-    if not any(word.partition("=")[0] == "--budget" for word in sweep.words):
+    if not train.parsed(sweep.words)[3].budget:
         notes.append("No budget was matched: every method trains as many values as it usually does.")
     picture = (
         {"picture.svg": page([[scatter(f"{score} of the test set", "trained parameters besides the head", points)]])}

@@ -10,13 +10,17 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from pipelines.phantom import on_grid, write
-from surm_seg import reproduce, structures, train
+from surm_seg import evaluate, reproduce, structures, train
 from surm_seg.backbones.sam import TINY_WEIGHTS
+from surm_seg.cells import Done
+from surm_seg.reproduce.findings import Result, compared
 from surm_seg.reproduce.synapse import ARMS, QUOTED, Arm, write_rehearsal
 
 TOY = ("--rehearse", "--seeds", "1", "--steps", "2", "--batch_size", "2", "--image_size", "64", "--slice_size", "32",
@@ -136,6 +140,7 @@ def test_a_dry_run_says_the_hours_and_writes_nothing(
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
+    "an option first": (["--device", "cpu"], "syn3193805"),
     "a name that is nearly known": (["synaps"], "did you mean synapse?"),
     "another benchmark": (["imagenet"], "There is no benchmark 'imagenet'"),
     "no source": (["synapse"], "syn3193805"),
@@ -162,6 +167,41 @@ def test_what_cannot_be_reproduced_is_said_before_any_work(
     assert reproduce.main([*(places.get(word, word) for word in words), "--output", str(tmp_path / "out")]) in (2, 3)
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_case_that_is_not_of_the_benchmark_is_refused_since_the_published_split_does_not_know_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_rehearsal(tmp_path / "btcv", 32, (6, 6))
+    write(source, [61], on_grid(32, (6, 6)), first_id=61)
+    words = ["synapse", "--source", str(source), "--backbone", "sam_tiny", "--weights", "auto"]
+    assert reproduce.main([*words, "--output", str(tmp_path / "out")]) == 3
+    assert "also holds case0061, not of the benchmark" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_that_only_one_of_two_has_are_not_compared(source: Path, tmp_path: Path) -> None:
+    """Predictions that are off by more voxels for one arm and one seed than for another."""
+    (tmp_path / "labels.yaml").write_text("6: liver\nother:\n")
+    runs: dict[Arm, dict[int, Done]] = {}
+    for arm, seed, off in ((ARMS[0], 0, 1), (ARMS[0], 1, 3), (ARMS[1], 1, 2), (ARMS[2], 0, 2), (ARMS[2], 1, 5)):
+        run = tmp_path / f"{arm.name}-{seed}"
+        (run / "predictions").mkdir(parents=True)
+        for path in sorted((source / "label").iterdir()):
+            label: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
+            moved = nib.Nifti1Image(np.roll(np.asarray(label.dataobj), off, axis=0), label.affine)
+            nib.save(moved, run / "predictions" / path.name)  # pyright: ignore[reportPrivateImportUsage]
+        words = ["--prediction", str(run / "predictions"), "--reference", str(source / "label")]
+        assert (
+            evaluate.main(
+                [*words, "--labels", str(tmp_path / "labels.yaml"), "--output", str(run / "scores"), "--quiet"]
+            )
+            == 0
+        )
+        runs.setdefault(arm, {})[seed] = Done(run)
+    (_, one), (_, both) = compared([Result(arm, done) for arm, done in runs.items()])
+    assert [*one.seeds] == [1] and one.cases.difference == pytest.approx(one.seeds[1]) and one.seeds[1] > 0
+    assert [*both.seeds] == [0, 1] and both.cases.difference == pytest.approx(np.mean([*both.seeds.values()]))
 
 
 def test_data_that_contradict_the_benchmark_are_trained_on_in_a_rehearsal_only(

@@ -51,11 +51,31 @@ def test_each_method_at_its_best_rate_over_the_seeds(words: list[str], tmp_path:
     assert {path: (path / "cell.json").stat().st_mtime_ns for path in cells.values()} == before
 
 
+def test_runs_on_other_data_or_options_are_not_taken_for_these(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The words are the same, what the files say is not."""
+    options = tmp_path / "options.yaml"
+    options.write_text("warmup: 0\n")
+    words = ["--methods", "circulant", "--learning_rates", "1e-3", "--seeds", "1", *words, "--config", str(options)]
+    assert sweep.main(words) == 0
+    options.write_text("warmup: 1\n")
+    assert sweep.main(words) == 0
+    assert len(list((tmp_path / "sweep" / "cells").glob("*/cell.json"))) == 2
+    train = tmp_path / "CoLA" / "train.tsv"
+    train.write_text(train.read_text().replace("smiles", "frowns"))
+    table = (tmp_path / "sweep" / "table.json").read_bytes()
+    words[words.index("--seeds") + 1] = "2"
+    assert sweep.main(words) == 3
+    assert "runs whose data differ" in capsys.readouterr().err
+    assert (tmp_path / "sweep" / "table.json").read_bytes() == table
+
+
 def test_a_cell_that_fails_is_recorded_and_stops_no_other(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["--methods", "circulant,linear_probe", "--learning_rates", "1e-3", "--seeds", "1"]
-    assert sweep.main([*asked, *words, "--method_options", '{"block": 8}']) == 5
+    assert sweep.main([*asked, *words, "--method_options", '{"block": 8}', "--debug"]) == 5
     assert "linear_probe-0.001-seed0" in capsys.readouterr().err
     found = json.loads((tmp_path / "sweep" / "table.json").read_text())
     assert [result["method"] for result in found["results"]] == ["circulant"]

@@ -17,7 +17,6 @@ OUTPUT/data          the prepared data set
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import json
 import sys
@@ -29,7 +28,7 @@ from tempfile import TemporaryDirectory
 from pipelines.studies.table import write
 from surm_seg import cli, prepare, train
 from surm_seg.cases import Dataset
-from surm_seg.cells import Cell, Done, carried_out, quiet_failure
+from surm_seg.cells import Cell, Done, carried_out, digest, quiet_failure
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.lock import held
 from surm_seg.output_folder import check_writable, writing
@@ -81,18 +80,17 @@ class Reproduction:
         own = ("--structure", arm.structure, "--structure_options", json.dumps(arm.options))
         return (*RECIPE, *self.words, *own)
 
-    def cells(self, digest: str) -> dict[Cell, tuple[Arm, int]]:
+    def cells(self, data: str) -> dict[Cell, tuple[Arm, int]]:
         """All runs in their order, each with its arm and seed.
 
         Args:
-            digest: of the data set; runs on other data are other runs.
+            data: digest of the data set; runs on other data are other runs.
         """
         cells = {}
         for seed in range(self.seeds):
             for arm in ARMS:
                 words = (*self.words_of(arm), "--data", str(self.data), "--seed", str(seed))
-                key = hashlib.sha256(json.dumps([words, digest]).encode()).hexdigest()
-                cells[Cell(f"{arm.name}-seed{seed}-{key[:8]}", words)] = arm, seed
+                cells[Cell(f"{arm.name}-seed{seed}-{digest(words, data)}", words)] = arm, seed
         return cells
 
 
@@ -128,8 +126,11 @@ def _main(arguments: list[str]) -> int:
 
 
 def _asked(arguments: list[str]) -> tuple[Reproduction, bool]:
+    benchmark, arguments = BENCHMARKS[0], list(arguments)
+    if arguments and not arguments[0].startswith("-"):
+        benchmark = arguments.pop(0)
     parser = cli.around_train("reproduce")
-    parser.add_argument("benchmark", nargs="?", default=BENCHMARKS[0], help=f"default {BENCHMARKS[0]}")
+    parser.usage = f"surm-seg reproduce {'|'.join(BENCHMARKS)} [options]"
     parser.add_argument("--source", type=Path, help="folder of the benchmark's volumes, as it was downloaded")
     parser.add_argument("--weights", help="SAM's ViT-B checkpoint, sam_vit_b_01ec64.pth")
     parser.add_argument("--rehearse", action="store_true", help="the whole at toy size, on generated patients")
@@ -138,10 +139,10 @@ def _asked(arguments: list[str]) -> tuple[Reproduction, bool]:
     parser.add_argument("--output", type=Path, help="default runs/reproduce-synapse, or runs/rehearsal")
     parser.add_argument("--dry-run", "--dry_run", action="store_true", help="say how long it will take")
     own, words = cli.own_and_train(parser, arguments, NOT_OURS)
-    if own.benchmark not in BENCHMARKS:
-        near = difflib.get_close_matches(own.benchmark, BENCHMARKS, cutoff=0.3)
+    if benchmark not in BENCHMARKS:
+        near = difflib.get_close_matches(benchmark, BENCHMARKS, cutoff=0.3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(BENCHMARKS)}."
-        raise BadConfig("benchmark-name", f"There is no benchmark {own.benchmark!r} to reproduce; {hint}")
+        raise BadConfig("benchmark-name", f"There is no benchmark {benchmark!r} to reproduce; {hint}")
     jobs = (REHEARSAL_JOBS if own.rehearse else 1) if own.jobs is None else own.jobs
     if own.seeds < 1 or jobs < 1:
         raise BadConfig("reproduce-option", "--seeds and --jobs must be 1 or more.")
@@ -154,7 +155,7 @@ def _asked(arguments: list[str]) -> tuple[Reproduction, bool]:
     if own.weights is None and trains:
         raise BadConfig("reproduce-weights", f"--weights is missing. {WHERE_WEIGHTS}")
     weights = own.weights or ("auto" if own.rehearse else "random")  # which take as long as any
-    output = own.output or Path("runs") / ("rehearsal" if own.rehearse else f"reproduce-{own.benchmark}")
+    output = own.output or Path("runs") / ("rehearsal" if own.rehearse else f"reproduce-{benchmark}")
     shared = (*toy, "--weights", weights, *words)
     return Reproduction(own.source, own.rehearse, own.seeds, jobs, output, shared), own.dry_run
 
@@ -183,7 +184,8 @@ def _prepared(asked: Reproduction, reporter: cli.Reporter) -> tuple[Dataset, boo
     synapse = importlib.import_module("pipelines.synapse")
     source = asked.source or write_rehearsal(asked.output / "source")
     dataset = prepare.prepare(prepare.PrepareConfig(source=str(source), output=asked.data), reporter)
-    agrees = synapse.check_dataset(dataset, reporter.track, reporter.say) == 0
+    plausible = synapse.check_dataset(dataset, reporter.track, reporter.say) == 0
+    agrees = plausible and synapse.is_benchmark(dataset)
     if not agrees and not asked.rehearsal:
         sentence = f"{source} is not the benchmark as published (see above); nothing was trained."
         raise BadInput("benchmark-differs", f"{sentence} {WHERE_DATA}")
@@ -191,7 +193,7 @@ def _prepared(asked: Reproduction, reporter: cli.Reporter) -> tuple[Dataset, boo
 
 
 def _planned(asked: Reproduction, source: Path, output: Path) -> prepare.Plan:
-    """The benchmark's cases in the source, by name; raises BadInput for another layout or where some are missing."""
+    """The benchmark's cases in the source, by name; raises BadInput for another layout, or for more or fewer cases."""
     synapse = importlib.import_module("pipelines.synapse")
     try:
         planned = prepare.plan(prepare.PrepareConfig(source=str(source), output=output))
@@ -201,7 +203,11 @@ def _planned(asked: Reproduction, source: Path, output: Path) -> prepare.Plan:
         layouts = " or ".join(LAYOUTS)
         sentence = f"{source} is laid out as {planned.source.format}, not as {layouts}."
         raise BadInput("benchmark-layout", f"{sentence} {WHERE_DATA}")
-    missing = sorted(synapse.CASES - {job.case_id for job in planned.jobs})
+    there = {job.case_id for job in planned.jobs}
+    missing, more = sorted(synapse.CASES - there), sorted(there - synapse.CASES)
+    if more and not asked.rehearsal:  # the published split is known for the benchmark's own cases only
+        sentence = f"{source} also holds {', '.join(more)}, not of the benchmark; move them elsewhere."
+        raise BadInput("benchmark-cases", f"{sentence} {WHERE_DATA}")
     if missing and not asked.rehearsal:
         sentence = f"{source} lacks {len(missing)} of the benchmark's {len(synapse.CASES)} cases: {', '.join(missing)}."
         raise BadInput("benchmark-cases", f"{sentence} {WHERE_DATA}")

@@ -96,16 +96,16 @@ def found(
     if not agrees:
         paragraphs.append("The data contradict what is published about the benchmark.")
     paragraphs += [_table(scored), _organs(scored)]
-    compared = dict(_compared(results))
-    if compared:
-        paragraphs.append(_comparison(compared))
+    against = dict(compared(results))
+    if against:
+        paragraphs.append(_comparison(against))
     paragraphs += [f"Failed: {name} {why}" for name, why in failed.items()]
     figures = {
         "rehearsal": rehearsal,
         "data_as_published": agrees,
         "words": list(words),
         "methods": [_figures(one) for one in scored],
-        "compared": {name: asdict(one) for name, one in compared.items()},
+        "compared": {name: asdict(one) for name, one in against.items()},
         "failed": dict(failed),
         "quoted": [asdict(one) for one in QUOTED],
     }
@@ -181,7 +181,7 @@ class Compared:
     """An arm against the first of ARMS, by Dice of the recommended protocol.
 
     Args:
-        cases: paired by case, each the mean over seeds and then organs.
+        cases: paired by case, each the mean over the seeds that both have and then organs.
         seeds: seed -> difference of the mean over cases, where both have the seed.
     """
 
@@ -189,15 +189,19 @@ class Compared:
     seeds: Mapping[int, float]
 
 
-def _compared(results: Sequence[Result]) -> Iterator[tuple[str, Compared]]:
+def compared(results: Sequence[Result]) -> Iterator[tuple[str, Compared]]:
     runs = {result.arm.name: _dice(result) for result in results}
-    reference = runs.pop(ARMS[0].name, None)
-    if reference is None or not runs:
-        return
-    tests = corrected([paired(_pairs(_mean(reference), _mean(theirs))) for theirs in runs.values()])
-    for (name, theirs), test in zip(runs.items(), tests, strict=True):
-        both = {seed: _pairs(reference[seed], theirs[seed]) for seed in reference if seed in theirs}
-        yield name, Compared(test, {seed: paired(pairs).difference or 0.0 for seed, pairs in both.items()})
+    reference = runs.pop(ARMS[0].name, {})
+    common = {name: [seed for seed in theirs if seed in reference] for name, theirs in runs.items()}
+    sides = {
+        name: [_mean([side[seed] for seed in common[name]]) for side in (reference, theirs)]
+        for name, theirs in runs.items()
+        if common[name]
+    }
+    tests = corrected([paired(_pairs(first, second)) for first, second in sides.values()])
+    for name, test in zip(sides, tests, strict=True):
+        apart = {seed: paired(_pairs(reference[seed], runs[name][seed])).difference for seed in common[name]}
+        yield name, Compared(test, {seed: value for seed, value in apart.items() if value is not None})
 
 
 Values = Mapping[tuple[str, str], float | None]
@@ -209,10 +213,9 @@ def _dice(result: Result) -> dict[int, Values]:
     return {seed: read_run(str(seed), run, "dice", RECOMMENDED).values for seed, run in result.folders.items()}
 
 
-def _mean(runs: Mapping[int, Values]) -> Values:
-    """Mean over the seeds that define it."""
-    keys = next(iter(runs.values()))
-    defined = {key: [dice for run in runs.values() if (dice := run.get(key)) is not None] for key in keys}
+def _mean(runs: Sequence[Values]) -> Values:
+    """Mean over the runs that define it."""
+    defined = {key: [dice for run in runs if (dice := run.get(key)) is not None] for key in runs[0]}
     return {key: float(np.mean(dice)) if dice else None for key, dice in defined.items()}
 
 
