@@ -137,7 +137,7 @@ def comparisons(
     compared: dict[str, list[Alike]] = {}
     for place, (frozen, models) in enumerate(by_seed):
         others = {name: model for name, model in models.items() if name != digits.FULL}
-        if len(by_seed) > 1:
+        if place or len(by_seed) > 2:  # of two there is one pair only
             others[ANOTHER] = by_seed[place - 1][1][digits.FULL]
         for name, model in others.items():
             family = nearest_members(name, found[name].options, models[digits.FULL].deltas) if name in found else {}
