@@ -214,7 +214,7 @@ def _base(config: Config, outputs: int, seed: int) -> tuple[Any, Base]:
         folder = str(text())
     else:
         folder = config.model
-    tokenizer = hub.pretrained("AutoTokenizer", folder)
+    tokenizer = hub.tokenizer(folder)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     options = {"num_labels": outputs, "pad_token_id": tokenizer.pad_token_id}

@@ -272,11 +272,21 @@ def _benchmark(name: str) -> Benchmark:
 
 def _base(model: str) -> tuple[Any, Base]:
     folder = str(decoder()) if model == tiny.NAME else model
-    tokenizer = hub.pretrained("AutoTokenizer", folder)
+    tokenizer = hub.tokenizer(folder)
     if tokenizer.eos_token_id is None:
         raise BadInput("model", f"The tokenizer of --model {model} has no token for the end; set its eos_token.")
-    build = partial(hub.pretrained, "AutoModelForCausalLM", folder, dtype=torch.float32)
-    return tokenizer, Base(build, (), hub.digest(folder, build()))
+    build = partial(hub.whole, "AutoModelForCausalLM", folder)
+    found = build()
+    if reads_both_ways(found):
+        raise BadInput("model", f"--model {model} reads both ways; give a causal language model, such as a Llama.")
+    return tokenizer, Base(build, (), hub.digest(folder, found))
+
+
+@torch.inference_mode()
+def reads_both_ways(model: nn.Module) -> bool:
+    """Whether what a model says after the first token depends on the last."""
+    first, second = model(input_ids=torch.tensor([[0, 1, 2], [0, 1, 3]]), use_cache=False).logits[:, 0]
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
 def create(config: Config, seed: int) -> Language:
