@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines import agreement, hub, tiny
-from pipelines.supervised import Base, Options, Splits, Supervised, over_seeds
+from pipelines.supervised import Base, Options, Splits, Supervised, over_seeds, refuse_data
 from pipelines.tiny.text import text
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.task import Batch, Record
@@ -130,7 +130,7 @@ class Glue(Supervised[Sentences]):
     def __init__(self, config: Config, seed: int) -> None:
         self.kind = _benchmark(config.name)
         self.metrics = self.kind.metrics
-        splits = _generated() if config.name == AGREEMENT else _read(config, self.kind)
+        splits = _generated(config) if config.name == AGREEMENT else _read(config, self.kind)
         self.classes = len(self.kind.labels)
         self.tokenizer, base = _base(config, max(1, self.classes), seed)
         self.max_length = config.max_length
@@ -146,6 +146,10 @@ class Glue(Supervised[Sentences]):
         if len(self.encoded) < KEPT:
             self.encoded[example] = batch
         return batch
+
+    def length(self, example: Sentences) -> int:
+        """Characters, which tokens follow closely enough."""
+        return sum(map(len, example.texts))
 
     def collate(self, samples: list[Batch]) -> Batch:
         """Padded to the longest of them."""
@@ -228,8 +232,9 @@ def _base(config: Config, outputs: int, seed: int) -> tuple[Any, Base]:
     return tokenizer, Base(build, head, hub.digest(folder, model))
 
 
-def _generated() -> Splits[Sentences]:
+def _generated(config: Config) -> Splits[Sentences]:
     """Sentences of the generated grammar."""
+    refuse_data(config, AGREEMENT)
     parts = {
         name: [Sentences((text,), float(label)) for text, label in agreement.examples(name)] for name in agreement.SIZES
     }

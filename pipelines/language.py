@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pipelines import hub, instructions, tiny
 from pipelines.instructions import Instruction
-from pipelines.supervised import Base, Options, Splits, Supervised, over_seeds
+from pipelines.supervised import Base, Options, Splits, Supervised, over_seeds, refuse_data
 from pipelines.tiny.decoder import decoder
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.task import Batch, Record
@@ -142,6 +142,8 @@ class Language(Supervised[Instruction]):
 
     def __init__(self, config: Config, seed: int) -> None:
         self.kind = _benchmark(config.name)
+        if config.name not in instructions.PUBLISHED:
+            refuse_data(config, config.name)
         self.metrics = self.kind.metrics
         splits = self.kind.splits(config, seed)
         self.tokenizer, base = _base(config.model)
@@ -160,6 +162,10 @@ class Language(Supervised[Instruction]):
             return rows | {"options": torch.tensor([len(example.options)])}
         kept = torch.tensor([prompt[-self.max_length :]])
         return {"input_ids": kept, "attention_mask": torch.ones_like(kept)}
+
+    def length(self, example: Instruction) -> int:
+        """Characters of the prompt, which tokens follow closely enough."""
+        return len(example.prompt)
 
     def collate(self, samples: list[Batch]) -> Batch:
         return joined(samples)

@@ -45,9 +45,9 @@ class Options:
         overrides: role, or pattern of module names -> structure, options and scale that differ there from the method,
             which is a structure too.
         budget: choose the method's size so that it trains about so many values besides the head; 0 for its options.
-        fraction: share of the training examples that is used, the same for every method with this seed.
-        validation_share: share of the training examples held back to choose the checkpoint and the learning rate by,
-            where the benchmark has no validation set beside the one it is scored on.
+        fraction: share of the training examples that is used at all, the same for every method with this seed.
+        validation_share: share of these held back to choose the checkpoint and the learning rate by, where the
+            benchmark has no validation set beside the one it is scored on; one that it has is used whole.
     """
 
     data: str = ""
@@ -70,6 +70,13 @@ class Options:
             raise BadConfig("budget", f"--budget {self.budget} must not be negative.")
 
 
+def refuse_data(options: Options, name: str) -> None:
+    """Raises BadConfig where files are given for examples that are generated."""
+    if options.data:
+        sentence = f"--data {options.data} is not read with --name {name}, whose examples are generated"
+        raise BadConfig("data", f"{sentence}; give the --name of what the folder holds, or no --data.")
+
+
 @dataclass(frozen=True)
 class Splits(Generic[Example]):
     """The examples of a benchmark.
@@ -87,17 +94,21 @@ class Splits(Generic[Example]):
     digest: str
 
     def held_back(self, validation_share: float, fraction: float, seed: int) -> Splits[Example]:
-        """With a validation set, and this share of what is left to train on; which examples follows from the seed."""
+        """This fraction of what there is to train on, and a validation set, held back from it where there is none.
+
+        Which examples are taken follows from the seed, and those of a smaller fraction are among those of a larger one.
+        """
         order = np.random.default_rng([seed, 3]).permutation(len(self.train))
+        order = order[: max(1, round(fraction * len(order)))]
         cut = 0 if self.validation else max(1, round(validation_share * len(order)))
-        kept = max(1, round(fraction * (len(order) - cut)))
         if cut >= len(order):
-            raise BadInput("too-few-examples", f"{len(order)} training examples are too few to hold some back.")
+            sentence = f"{len(order)} of {len(self.train)} training examples are too few to hold {cut} back"
+            raise BadInput("too-few-examples", f"{sentence}; give a larger --fraction or more of them.")
         for name, test in self.tests.items():
             if not test:
                 raise BadInput("no-test-examples", f"The test set {name} is empty; get its files again.")
         validation = self.validation or [self.train[i] for i in order[:cut]]
-        return Splits([self.train[i] for i in order[cut : cut + kept]], validation, self.tests, self.digest)
+        return Splits([self.train[i] for i in order[cut:]], validation, self.tests, self.digest)
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,10 @@ class Supervised(Task, Generic[Example]):
     def encode(self, example: Example, rng: np.random.Generator | None) -> Batch:
         """The tensors of an example; random choices of training come from rng, None stands for an example to answer."""
 
+    def length(self, example: Example) -> int:
+        """By which examples are answered together; alike where nothing is padded."""
+        return 0
+
     @abstractmethod
     def answers(self, batch: Batch) -> Tensor:
         """What the model says to a batch, (batch, ...): classes, values or texts as numbers, that `scored` takes."""
@@ -168,17 +183,15 @@ class Supervised(Task, Generic[Example]):
 
     def answered(self, examples: Sequence[Example]) -> np.ndarray:
         """The model's answers, in the order of the examples; longer ones together, so that little is padded."""
-        encoded = [self.encode(example, None) for example in examples]
-        size = [sum(value.numel() for value in one.values()) for one in encoded]
-        order = sorted(range(len(encoded)), key=size.__getitem__)
+        order = sorted(range(len(examples)), key=lambda place: self.length(examples[place]))
         device = next(self.model.parameters()).device
         found: dict[int, np.ndarray] = {}
         for start in range(0, len(order), PREDICTED_AT_ONCE):
             places = order[start : start + PREDICTED_AT_ONCE]
-            batch = self.collate([encoded[i] for i in places])
+            batch = self.collate([self.encode(examples[i], None) for i in places])
             answers = self.answers({name: value.to(device) for name, value in batch.items()})
             found.update(zip(places, answers.float().cpu().numpy(), strict=True))
-        return np.stack([found[i] for i in range(len(encoded))])
+        return np.stack([found[i] for i in range(len(examples))])
 
     def validate(self) -> Record:
         record = self.scored(self.answered(self.splits.validation), self.splits.validation)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipelines import hub, image_files, tiny
 from pipelines.image_files import Picture, Pictures
-from pipelines.supervised import Base, Options, Splits, Supervised, over_seeds
+from pipelines.supervised import Base, Options, Splits, Supervised, over_seeds, refuse_data
 from pipelines.tiny.vision import vision
 from surm_seg.errors import BadConfig, BadInput
 from surm_seg.task import Batch, Record
@@ -250,6 +250,7 @@ def _base(config: Config, classes: int, seed: int) -> tuple[str, Base]:
 def _read(config: Config) -> tuple[Pictures, bool]:
     """The data set, and whether its pictures may be mirrored."""
     if config.name == DIGITS:
+        refuse_data(config, DIGITS)
         return digits(), False
     if config.name not in BENCHMARKS:
         near = get_close_matches(config.name, [DIGITS, *BENCHMARKS], 3)

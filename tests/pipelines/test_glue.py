@@ -146,6 +146,8 @@ def test_unknown_names_and_folders(model: str, tmp_path: Path) -> None:
         glue.create(Config(name="colla", model=model), 0)
     with pytest.raises(BadInput, match="is no folder; get the files"):
         glue.create(Config(name="cola", data=str(tmp_path / "nowhere"), model=model), 0)
+    with pytest.raises(BadConfig, match="is not read with --name agreement, whose examples are generated"):
+        glue.create(Config(data=str(tmp_path), model=model), 0)
     with pytest.raises(BadConfig, match="knows no words but those of agreement"):
         glue.create(Config(name="cola", data=str(standard("cola", tmp_path))), 0)
 
@@ -187,9 +189,19 @@ def test_what_is_held_back_is_a_function_of_the_seed_and_trains_nothing() -> Non
     splits = Splits(train_set, [], {"test": train_set[:1]}, "")
     one, again, other = (splits.held_back(0.1, 0.5, seed) for seed in (1, 1, 2))
     assert one == again != other
-    assert len(one.validation) == 10 and len(one.train) == 45
+    assert len(one.validation) == 5 and len(one.train) == 45
     assert not set(one.train) & set(one.validation)
-    assert set(one.train) < set(splits.held_back(0.1, 1.0, 1).train)
+    smaller = splits.held_back(0.1, 0.05, 1)
+    assert len(smaller.validation) == 1 and len(smaller.train) == 4
+    assert {*smaller.train, *smaller.validation} < {*one.train, *one.validation}
+    with pytest.raises(BadInput, match="1 of 100 training examples are too few to hold 1 back"):
+        splits.held_back(0.1, 0.01, 1)
+
+
+def test_a_validation_set_of_its_own_stays_whole() -> None:
+    examples = [Sentences((str(number),), 0.0) for number in range(100)]
+    found = Splits(examples, examples[:30], {"test": examples[:1]}, "").held_back(0.1, 0.01, 1)
+    assert found.validation == examples[:30] and len(found.train) == 1
 
 
 def trained(run: Path, model: str, *options: str) -> int:

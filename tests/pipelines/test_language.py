@@ -218,6 +218,9 @@ def test_bad_options_are_named_with_their_remedy(model: str, tmp_path: Path) -> 
         language.create(Config(name="arithmetics", model=model), 0)
     with pytest.raises(BadConfig, match="pairs 0 must be 1 or more"):
         Config(pairs=0)
+    for name in ("uuid", "arithmetic"):
+        with pytest.raises(BadConfig, match=f"is not read with --name {name}, whose examples are generated"):
+            language.create(Config(name=name, data=str(tmp_path), model=model), 0)
     with pytest.raises(BadConfig, match="no role"):
         language.create(Config(model=model, roles=("queue",)), 0)
     with pytest.raises(BadInput, match="cannot be loaded"):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pipelines import image_files, vision
 from pipelines.image_files import Picture
+from pipelines.supervised import PREDICTED_AT_ONCE
 from pipelines.vision import BENCHMARKS, VTAB_CLASSES, Config
 from surm_seg import train
 from surm_seg.errors import BadConfig, BadInput
@@ -186,6 +187,8 @@ def test_pictures_that_cannot_be_read(tmp_path: Path) -> None:
 def test_names_and_files_that_are_not_there(model: str, tmp_path: Path) -> None:
     with pytest.raises(BadConfig, match="do you mean cifar10 or"):
         vision.create(Config(name="cifar-10", model=model), 0)
+    with pytest.raises(BadConfig, match="is not read with --name digits, whose examples are generated"):
+        vision.create(Config(data=str(tmp_path), model=model), 0)
     with pytest.raises(BadInput, match="data_batch_1 is missing; get it from https://www"):
         vision.create(Config(name="cifar10", data=str(tmp_path), model=model), 0)
     with pytest.raises(BadInput, match="needs --data: the archive of VTAB-1k"):
@@ -219,6 +222,33 @@ def test_only_what_means_the_same_is_mirrored(model: str, tmp_path: Path) -> Non
         drawn = [task.encode(example, np.random.default_rng(seed))["pixel_values"] for seed in range(12)]
         assert any(torch.equal(one, straight.flip(2)) for one in drawn) == mirrored
         assert any(torch.equal(one, straight) for one in drawn)
+
+
+class Counting(vision.Vision):
+    """Answers logits, and keeps how many pictures were encoded before they were answered, at most."""
+
+    waiting = most = 0
+
+    def encode(self, example: Picture, rng: np.random.Generator | None) -> dict[str, torch.Tensor]:
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        return super().encode(example, rng)
+
+    def answers(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.waiting = 0
+        return self._logits(batch)
+
+
+@torch.inference_mode()
+def test_a_test_set_is_never_in_memory_at_once(model: str) -> None:
+    task = Counting(Config(model=model), 0)
+    task.model.eval()
+    examples = task.splits.tests["test"]
+    found = task.answered(examples)
+    assert 0 < task.most <= PREDICTED_AT_ONCE < len(examples)
+    alone = [task.answers(task.collate([task.encode(one, None)]))[0].numpy() for one in examples[:100]]
+    np.testing.assert_allclose(found[:100], alone, atol=1e-6)
+    assert np.ptp(alone, axis=0).min() > 1e-5
 
 
 def test_metrics_of_random_answers() -> None:
