@@ -227,7 +227,7 @@ class Supervised(Task, Generic[Example]):
         batch = {name: value.to(device) for name, value in self.collate([longest]).items()}
         return step_memory(self.model.to(device), self.inputs(batch), batch_size)
 
-    def inputs(self, batch: Batch) -> Batch:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
         """Of a batch, what the model takes."""
         return {name: value for name, value in batch.items() if name != "target"}
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from pipelines import hub, image_files, tiny
 from pipelines.image_files import Picture, Pictures
+from pipelines.look import look_of, told_of_size
 from pipelines.supervised import Base, Options, Splits, Supervised, over_seeds, refuse_data
 from pipelines.tiny.vision import vision
 from surm_seg.errors import BadConfig, BadInput
@@ -64,7 +64,7 @@ class Config(Options):
 
     Args:
         name: digits, cifar10, cifar100, sun397, dtd, stl10, svhn, vtab/TASK, or imagefolder for --data of your own.
-        image_size: pixels of a side; 0 for the model's own.
+        image_size: pixels of a side; 0 for the model's own. Positions of other sizes are interpolated.
     """
 
     name: str = DIGITS
@@ -151,8 +151,9 @@ class Vision(Supervised[Picture]):
     def __init__(self, config: Config, seed: int) -> None:
         found, self.flips = _read(config)
         self.classes = found.classes
-        folder, base = _base(config, len(found.classes), seed)
-        self.look = _look(folder, base, config.image_size)
+        folder, model, base = _base(config, len(found.classes), seed)
+        self.look = look_of(folder, model, config.image_size)
+        self.told = told_of_size(model, config.model, self.look.size)
         splits = Splits(
             found.parts["train"], found.parts.get("validation", []), {"test": found.parts["test"]}, found.digest()
         )
@@ -163,6 +164,15 @@ class Vision(Supervised[Picture]):
         if self.flips and rng is not None and rng.random() < 0.5:
             pixels = pixels.flip(2)
         return {"pixel_values": pixels, "target": torch.tensor(example.label)}
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        return super().inputs(batch) | self.told
+
+    def describe(self) -> str:
+        said = super().describe()
+        if self.look.assumed and self.options.model != tiny.NAME:
+            return f"{said}; pictures with mean and SD 0.5, since the model has no preprocessor_config.json"
+        return said
 
     def loss(self, batch: Batch) -> Tensor:
         return nn.functional.cross_entropy(self._logits(batch), batch["target"])
@@ -192,50 +202,8 @@ def measured(answers: np.ndarray, targets: np.ndarray) -> Record:
     }
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a model wants its pictures.
-
-    Args:
-        size: pixels of a side.
-        mean: of red, green and blue, of 0 to 1.
-        std: likewise.
-    """
-
-    size: int
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-
-    def pixels(self, image: Image.Image) -> Tensor:
-        """A picture as (3, size, size)."""
-        resized = image.convert("RGB").resize((self.size, self.size), Image.Resampling.BILINEAR)
-        values = np.asarray(resized, np.float32) / 255
-        normal = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(normal.transpose(2, 0, 1)))
-
-
-def _look(model: str, base: Base, image_size: int) -> Look:
-    """As the model's own preprocessing says, where its files have one."""
-    config: Any = base.build().config
-    own = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
-    if Path(model).is_dir() and not (Path(model) / "preprocessor_config.json").exists():
-        return Look(image_size or _side(own, model))
-    processor = hub.pretrained("AutoImageProcessor", model)
-    wanted = (getattr(processor, "crop_size", None) or {}).get("height") or (processor.size or {}).get("height") or own
-    if not processor.do_normalize:
-        return Look(image_size or _side(wanted, model), (0.0,) * 3, (1.0,) * 3)
-    mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    return Look(image_size or _side(wanted, model), mean, std)
-
-
-def _side(size: Any, model: str) -> int:
-    if isinstance(size, int):
-        return size
-    raise BadConfig("image-size", f"--model {model} does not say how large its pictures are; give --image_size.")
-
-
-def _base(config: Config, classes: int, seed: int) -> tuple[str, Base]:
-    """Where the model is, and the encoder with a new head."""
+def _base(config: Config, classes: int, seed: int) -> tuple[str, nn.Module, Base]:
+    """Where the model is, and the encoder with a new head: once, and as often as it is asked for."""
     folder = str(vision()) if config.model == tiny.NAME else config.model
     kind = "AutoModelForImageClassification"
 
@@ -244,7 +212,7 @@ def _base(config: Config, classes: int, seed: int) -> tuple[str, Base]:
 
     with torch.random.fork_rng(devices=[]):
         model, head = hub.with_new_head(kind, folder, num_labels=classes)
-    return folder, Base(hub.fresh(build, seed), head, hub.digest(folder, model))
+    return folder, model, Base(hub.fresh(build, seed), head, hub.digest(folder, model))
 
 
 def _read(config: Config) -> tuple[Pictures, bool]:

@@ -15,10 +15,12 @@ import pytest
 import scipy.io
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessor, CLIPProcessor
 
 from pipelines import image_files, vision
 from pipelines.image_files import Picture
 from pipelines.supervised import PREDICTED_AT_ONCE
+from pipelines.tiny.text import tokenizer
 from pipelines.vision import BENCHMARKS, VTAB_CLASSES, Config
 from surm_seg import train
 from surm_seg.errors import BadConfig, BadInput
@@ -210,6 +212,33 @@ def test_a_model_gets_pictures_as_its_preprocessing_says(model: str, tmp_path: P
             torch.testing.assert_close(white, torch.full((3, 16, 16), 0.9 / 0.2))
     plain = vision.create(Config(model=model), 0)
     torch.testing.assert_close(plain.look.pixels(Image.new("L", (8, 8), 255)), torch.ones(3, 16, 16))
+
+
+def test_a_model_saved_with_its_processor_has_the_same_look(tmp_path: Path) -> None:
+    alone, together = pipelines_small.clip(tmp_path / "alone"), pipelines_small.clip(tmp_path / "together")
+    (together / "preprocessor_config.json").unlink()
+    CLIPProcessor(CLIPImageProcessor.from_pretrained(alone), tokenizer()).save_pretrained(together)
+    assert not (together / "preprocessor_config.json").exists()
+    looks = [vision.create(Config(model=str(folder)), 0).look for folder in (alone, together)]
+    assert looks[0] == looks[1] and looks[0].mean != (0.5, 0.5, 0.5)
+
+
+def test_what_is_assumed_of_a_model_is_said(model: str, tmp_path: Path) -> None:
+    assert "mean and SD 0.5, since" in vision.create(Config(model=model), 0).describe()
+    known = str(pipelines_small.dinov2(tmp_path))
+    assert "SD 0.5" not in vision.create(Config(model=known), 0).describe()
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip", "dinov2"])
+def test_pictures_of_another_size_than_the_models(kind: str, tmp_path: Path) -> None:
+    folder = str(getattr(pipelines_small, kind)(tmp_path))
+    own, other = (vision.create(Config(model=folder, image_size=size), 0) for size in (0, 24))
+    for task, size in ((own, 16), (other, 24)):
+        batch = task.collate([task.sample(i, np.random.default_rng(0)) for i in range(3)])
+        assert batch["pixel_values"].shape == (3, 3, size, size)
+        assert task.loss(batch).isfinite() and task.memory_needed(2, "cpu") > 0
+    with pytest.raises(BadConfig, match=r"takes no pictures of 4 x 4 pixels .* give another --image_size"):
+        vision.create(Config(model=folder, image_size=4), 0)
 
 
 def test_only_what_means_the_same_is_mirrored(model: str, tmp_path: Path) -> None:
