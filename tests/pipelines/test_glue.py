@@ -56,7 +56,7 @@ def lines(path: Path, rows: Sequence[Sequence[str]], start: str = "") -> None:
 
 def answer(name: str, number: int) -> str:
     labels = BENCHMARKS[name].labels
-    return labels[number % len(labels)] if labels else f"{number % 6}.25"
+    return labels[number % len(labels)] if labels else f"{number % 5}.25"
 
 
 def standard(name: str, folder: Path, start: str = "") -> Path:
@@ -134,10 +134,11 @@ def test_damaged_files(damage: Callable[[Path], None], sentence: str, model: str
     assert sentence in str(error.value)
 
 
-def test_a_score_that_is_none(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("score", ["much", "nan", "inf", "9.5", "-3", ""])
+def test_a_score_that_is_none(score: str, model: str, tmp_path: Path) -> None:
     path = standard("stsb", tmp_path) / "STS-B" / "dev.tsv"
-    path.write_text(path.read_text().replace("3.25", "much"))
-    with pytest.raises(BadInput, match=r"dev\.tsv, line 5: 'much' is no score"):
+    path.write_text(path.read_text().replace("3.25", score))
+    with pytest.raises(BadInput, match=rf"dev\.tsv, line 5: '{score}' is no score of 0 to 5"):
         glue.create(Config(name="stsb", data=str(tmp_path), model=model), 0)
 
 
@@ -165,7 +166,24 @@ def test_metrics_of_random_answers(seed: int) -> None:
     ranks = [np.argsort(np.argsort(one)) for one in (values, targets)]
     assert glue.measured("pearson", values, targets) == pytest.approx(np.corrcoef(values, targets)[0, 1])
     assert glue.measured("spearman", values, targets) == pytest.approx(np.corrcoef(*ranks)[0, 1])
-    assert glue.measured("spearman", np.ones(50), targets) == 0
+    for metric in ("spearman", "pearson"):
+        assert glue.measured(metric, np.ones(50), targets) == glue.measured(metric, values, np.ones(50)) == 0
+
+
+@pytest.mark.parametrize("length", [-5, 0, 2, 7])
+def test_a_length_that_leaves_no_words(length: int) -> None:
+    with pytest.raises(BadConfig, match=f"max_length {length} must be 8 or more"):
+        Config(max_length=length)
+
+
+def test_examples_are_as_long_as_the_model_has_positions_for_at_most(model: str) -> None:
+    longest = Sentences(("the boy " * 600,), 1.0)
+    task = glue.create(Config(model=model, max_length=512), 0)
+    assert task.encode(longest, None)["input_ids"].shape == (512,)
+    task.answers(task.collate([task.encode(longest, None)]))
+    for length in (513, 10**6):
+        with pytest.raises(BadConfig, match=r"takes no 513 tokens .* give a smaller --max_length"):
+            glue.create(Config(model=model, max_length=length), 0)
 
 
 def task_of(model: str) -> Glue:
