@@ -138,6 +138,10 @@ def _examples(path: Path, choices: bool) -> Iterator[Instruction]:
         missing = [field for field in ("instruction", "answer") if not str(fields.get(field, "")).strip()]
         if missing:
             raise BadInput("fields", f"{where} has no {' and no '.join(missing)}; take the published file, or mend it.")
+        if not isinstance(fields["instruction"], str):
+            raise BadInput(
+                "fields", f"{where} has an instruction that is no text; take the published file, or mend it."
+            )
         answer = str(fields["answer"]).strip()
         output = str(fields.get("output") or "").strip() or answer
         options = _options(fields["instruction"], answer, where) if choices else ()
@@ -149,10 +153,10 @@ def _examples(path: Path, choices: bool) -> Iterator[Instruction]:
 def _records(path: Path) -> list[Any]:
     """Of a JSON list, or of JSON lines."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("["):
             return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError) as error:
         raise BadInput("json", f"{path} is neither a JSON list nor JSON lines ({error}); get it again.") from error
 

@@ -104,10 +104,16 @@ def recalled(said: str, answer: str) -> tuple[float, ...]:
 
 
 def same_result(said: str, answer: str) -> tuple[float, ...]:
-    """1 where the last number that is said is the answer, or, of an answer such as B, the last word in capitals."""
+    """1 where the last number that is said is the answer, or the last word in capitals where the answer is one.
+
+    Of any other answer, such as 1/2 or yes, the last words count, without regard to case and to a full stop.
+    """
     number = r"-?\d+(?:\.\d+)?"
-    if not re.fullmatch(number, answer.replace(",", "")):
+    if re.fullmatch(r"[A-Z]+", answer):
         return (float(re.findall(r"\b[A-Z]+\b", said)[-1:] == [answer]),)
+    if not re.fullmatch(number, answer.replace(",", "")):
+        last, wanted = (text.casefold().rstrip(" .").split() for text in (said, answer))
+        return (float(last[-len(wanted) :] == wanted),)
     found = re.findall(number, said.replace(",", ""))
     return (float(bool(found) and abs(float(found[-1]) - float(answer.replace(",", ""))) <= CLOSE),)
 

@@ -161,6 +161,8 @@ def _log_likelihood(task: Language, prompt: str, output: str) -> float:
     [
         ("3 + 4 makes 7", "7", 1), ("so 1,234.0", "1234", 1), ("7 of 8", "7", 0), ("none", "7", 0),
         ("it is -2.", "-2", 1), ("The answer is B", "B", 1), ("A or B", "A", 0),
+        ("It is 1/2.", "1/2", 1), ("It is 11/2.", "1/2", 0), ("or .5", ".5", 1), ("Yes", "yes", 1),
+        ("the answer is Two  apples.", "two apples", 1), ("yes or no", "yes", 0), ("", "yes", 0),
     ],
 )  # fmt: skip
 def test_of_a_result_the_last_number_counts(said: str, answer: str, right: int) -> None:
@@ -194,6 +196,17 @@ def test_lists_and_lines_are_read_alike(tmp_path: Path) -> None:
     assert first == second and first.train[0].answer == "7" and first.train[0].options == ()
 
 
+def test_marks_that_editors_write_are_no_ends_of_lines(tmp_path: Path) -> None:
+    records = [{"instruction": "3\u2028+\x85 4?", "answer": "7"}] * 4
+    for name, text in (
+        ("train.jsonl", "\r\n".join(json.dumps(one, ensure_ascii=False) for one in records)),
+        ("test.json", json.dumps(records)),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    found = instructions.read("math", str(tmp_path))
+    assert found.train == found.tests["test"] and "3\u2028+\x85 4?" in found.train[3].prompt
+
+
 def test_bad_data_is_named_with_its_remedy(tmp_path: Path, commonsense: Path) -> None:
     def refused(name: str, data: Path | str) -> str:
         with pytest.raises(BadInput) as error:
@@ -205,6 +218,8 @@ def test_bad_data_is_named_with_its_remedy(tmp_path: Path, commonsense: Path) ->
     file = commonsense / "boolq" / "test.json"
     write(file, [record("true"), {"instruction": "Is it?"}])
     assert f"{file}, record 2 has no answer" in refused("commonsense", commonsense)
+    write(file, [record("true") | {"instruction": 5}])
+    assert f"{file}, record 1 has an instruction that is no text" in refused("commonsense", commonsense)
     write(file, [record("maybe")])
     assert "[label]" in (said := refused("commonsense", commonsense)) and "'maybe'" in said
     write(file, [record("answer4", "Which?\n\nAnswer format: answer1/answer2")])
