@@ -71,6 +71,11 @@ class TrainConfig(cli.Common):
     allow: str = ""
     seeds: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("seed", "seeds"):
+            if getattr(self, name) < 0:
+                raise BadConfig("seed", f"--{name} {getattr(self, name)} must not be negative.")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     cli.offline()
@@ -133,9 +138,6 @@ def task_module(name: str) -> ModuleType:
 
 def train(task_type: ModuleType, config: TrainConfig, engine: EngineConfig, options: Any) -> int:
     """Run a parsed command; returns its exit status."""
-    for name in ("seed", "seeds"):
-        if getattr(config, name) < 0:
-            raise BadConfig("seed", f"--{name} {getattr(config, name)} must not be negative.")
     ranks, _ = join(cli.device_named(config.device))
     engine.micro_batch(ranks.count)  # for what it refuses
     run = ranks.told(lambda: config.output or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{config.task}")
