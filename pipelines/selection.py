@@ -8,6 +8,7 @@ search: while an arm's best rate is the lowest or highest that it was tried at, 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class Selected:
 
     Args:
         at_the_edge: whether that rate is the lowest or highest that was tried, so that a better one may lie beyond.
-        validation: what each rate came to, of those that finished.
+        validation: what each rate came to, of those that finished with a finite score.
         runs: of all seeds that finished, at the best rate.
         score: name of the metric that stands for the others.
         metrics: of the test set, by seed.
@@ -130,7 +131,11 @@ def selected(comparison: Comparison, train: Train) -> tuple[dict[str, Selected],
         done |= dict(_told([tried[arm][rate] for arm, rate in wanted], comparison, train, failed))
         for arm, rate in wanted:
             if (cell := tried[arm][rate]).name in done:
-                validation[arm][rate] = _validated(done[cell.name].folder)
+                score = _validated(done[cell.name].folder)
+                if math.isfinite(score):
+                    validation[arm][rate] = score
+                else:
+                    failed[cell.name] = f"[score] Its validation score is {score}, which says nothing of its rate."
         best = {arm: max(scores, key=scores.__getitem__) for arm, scores in validation.items() if scores}
         more = {arm: comparison.further(list(tried[arm]), rate) for arm, rate in best.items()}
         wanted = [(arm, rate) for arm, rate in more.items() if rate is not None]

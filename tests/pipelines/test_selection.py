@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from math import log
+from math import log, nan
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from pipelines.selection import SEED, Comparison, selected
 
 
 def pretend(words: Sequence[str]) -> int:
-    """A run whose score is best at the rate that --best names, and that fails at --worst."""
+    """A run whose score is best at the rate that --best names, fails at --worst, and is no number at --undefined."""
     given = dict(zip(words[::2], words[1::2], strict=False))
     rate, best = float(given["--learning_rate"]), float(given["--best"])
     if rate == float(given.get("--worst", "nan")):
@@ -21,6 +21,8 @@ def pretend(words: Sequence[str]) -> int:
     run = Path(given["--output"])
     (run / "scores").mkdir(parents=True)
     score = {"skill": -abs(log(rate / best))}
+    if rate == float(given.get("--undefined", "nan")):
+        score = {"skill": nan}
     summary = {"score": "skill", "validation": score, "metrics": score}
     (run / "scores" / "summary.json").write_text(json.dumps(summary))
     (run / "run.json").write_text(json.dumps({"parameters": {"method": 1}, "method_options": {"words": list(words)}}))
@@ -52,6 +54,14 @@ def test_the_best_rate_is_looked_for_beyond_the_edge(
 def test_a_rate_that_fails_is_a_bound(tmp_path: Path) -> None:
     found, failed = selected(compared(tmp_path, "--best", "1", "--worst", "0.1"), pretend)
     assert (found["arm"].rate, found["arm"].at_the_edge, len(failed)) == (1e-2, False, 1)
+
+
+@pytest.mark.parametrize("undefined", [1e-3, 1e-2])
+def test_a_score_that_is_no_number_wins_no_rate(undefined: float, tmp_path: Path) -> None:
+    words = ("--best", "1e-2", "--undefined", str(undefined))
+    found, failed = selected(compared(tmp_path, *words, beyond=0), pretend)
+    assert found["arm"].validation.keys() == {1e-3, 1e-2} - {undefined} == {found["arm"].rate}
+    assert ["validation score is nan" in why for why in failed.values()] == [True]
 
 
 def test_nothing_is_tried_beyond_where_that_is_not_wanted_or_there_is_one_rate(tmp_path: Path) -> None:
