@@ -155,7 +155,7 @@ def _spread(gpu: bool, work: Callable[[Any], Any], items: Sequence[Any]) -> Iter
             try:
                 outcome = replace(ray.get(ref), retries=lost.retries)
             except RayTaskError as error:
-                raise _cause(error) from error
+                raise cause(error) from error
             except RayError as error:  # its process, or the whole machine, is gone
                 if lost.retries < MAX_RETRIES:
                     again = task.remote(sent, lost.number, items[lost.number])
@@ -166,8 +166,9 @@ def _spread(gpu: bool, work: Callable[[Any], Any], items: Sequence[Any]) -> Iter
             yield outcome
 
 
-def _cause(error: Any) -> Exception:
-    """What a task raised, which `attempt` did not expect."""
-    if isinstance(error.cause, ImportError) or "failed to import" in str(error):
+def cause(error: Any) -> Exception:
+    """What is behind an error of Ray: what a task raised, or the error itself."""
+    raised = getattr(error, "cause", error)
+    if isinstance(raised, ImportError) or "failed to import" in str(error):
         return BadConfig("ray-package", "A machine of the cluster lacks this version of surm-seg; install it on all.")
-    return error.cause
+    return raised

@@ -4,8 +4,9 @@
     surm-seg search --by training --trials 24 --task glue --name agreement
 
 By gradient, one pass over calibration batches gives every place of the asked roles the structure, or none, with which
-the budget captures most of the gradient (`pipelines.search`). By training, Ray Tune draws structure, size, roles and
-learning rate, and ASHA stops what lags behind; what no other trial beats in both score and parameters is the front.
+the budget captures most of the gradient (`pipelines.search`). By training, Ray Tune trains structures, sizes,
+roles and learning rates that are drawn, and ASHA stops what lags behind; what no other trial beats in both score and
+parameters is the front.
 Options that are not the search's own are those of `surm-seg train`.
 
 OUTPUT/table.md              what was found, and table.json with every figure
@@ -13,6 +14,7 @@ OUTPUT/table.md              what was found, and table.json with every figure
       /adapter_config.json   by gradient: the same as a SurmConfig, for PEFT
       /picture.svg           by training: score against parameters
       /trials                by training: the runs; the same command goes on where it was cut
+      /precision.json        by training: what --precision auto came to
 """
 
 from __future__ import annotations
@@ -39,9 +41,8 @@ from surm_seg.errors import BadConfig, BadInput
 from surm_seg.loading import loaded
 from surm_seg.lock import held
 from surm_seg.output_folder import check_writable, writing
-from surm_seg.precision import fast_precision
 from surm_seg.task import Order, Task
-from surm_seg.trials import FAILED, REDUCTION, RUNGS, Plan, Result, created, front
+from surm_seg.trials import FAILED, REDUCTION, RUNGS, Plan, Result, Trial, created, front
 from surm_seg.volume import replacing
 
 NOT_OURS = (
@@ -88,7 +89,12 @@ def _main(arguments: list[str]) -> int:
     if not {"roles", "overrides"} <= vars(options).keys():
         raise BadConfig("search-task", f"--task {config.task} has no --roles and --overrides, which a search chooses.")
     check_writable(asked.output)
-    task = created(task_type, config, options)
+    if asked.by == "training" and getattr(options, "validate_on", "") == "none":
+        sentence = "--validate_on none leaves no score to search by; give --validate_on val, or --by gradient."
+        raise BadConfig("search-score", sentence)
+    task = created(task_type, replace(config, dry_run=asked.dry_run), options)
+    if task is None:
+        return 0
     by = _by_gradient if asked.by == "gradient" else _by_training
     with writing(asked.output):
         return by(asked, task, (config, engine, options))
@@ -117,7 +123,8 @@ def _asked(arguments: list[str]) -> Asked:
             meant = f"did you mean {' or '.join(near)}? There are" if near else "choose among"
             sentence = f"--structures names no structure {name!r}; {meant} {', '.join(structures.names())}."
             raise BadConfig("structure-name", sentence)
-    if not families or own.budget < 0 or min(own.batches, own.trials, own.jobs or 1) < 1:
+    jobs = 1 if own.jobs is None else own.jobs
+    if not families or own.budget < 0 or min(own.batches, own.trials, jobs) < 1:
         sentence = "--structures must name one, --batches, --trials and --jobs be 1 or more, --budget not negative."
         raise BadConfig("search-option", sentence)
     sizes, rates = _range("sizes", own.sizes), _range("learning_rates", own.learning_rates)
@@ -174,28 +181,26 @@ def _by_gradient(asked: Asked, task: Task, parsed: Parsed) -> int:
 
 
 def _by_training(asked: Asked, task: Task, parsed: Parsed) -> int:
-    import torch
-
     config, engine, options = parsed
     places = search.places(task)
     shapes = {role: [place.size for place in places if place.part == role] for role in options.roles}
     missing = [role for role, found in shapes.items() if not found]
     if missing:
         raise BadConfig("role", f"No adapted place of the task's model is called {' or '.join(missing)}.")
-    device, steps = cli.device_named(config.device), engine.for_samples(len(task)).steps
-    words = asked.words
-    if engine.precision == "auto":  # once for all trials, as they are compared
-        words = (*words, "--precision", fast_precision(torch.device(device)))
+    if asked.ray_address is None:  # the machines of a cluster have devices of their own
+        cli.device_named(config.device)
+    steps = engine.for_samples(len(task)).steps
     plan = Plan(
-        words=words, shapes=shapes, families=asked.families, sizes=asked.sizes,
+        words=asked.words, shapes=shapes, families=asked.families, sizes=asked.sizes,
         rates=asked.rates, trials=asked.trials, steps=steps, rung=-(-steps // REDUCTION**RUNGS), seed=config.seed,
-        gpu=device.startswith("cuda"), output=asked.output.absolute(), home=Path.cwd(),
+        device=config.device, output=asked.output.absolute(), home=Path.cwd(),
     )  # fmt: skip
-    print(f"{plan.trials} trials of at most {steps} steps, first looked at after {plan.rung}")
+    drawn = plan.drawn()
+    print(f"{len(drawn)} different trials of at most {steps} steps, first looked at after {plan.rung}")
     if asked.dry_run:
         return 0
     with held(asked.output, "searched"):
-        results = _carried_out(plan, asked)
+        plan, results = _carried_out(plan, drawn, asked, engine.precision == "auto")
         found = search_tables.of_trials(plan, results, asked.output / TRAIN)
         best = front(results)
         if best:
@@ -209,20 +214,21 @@ def _by_training(asked: Asked, task: Task, parsed: Parsed) -> int:
     return BadInput.exit_status if not best else cli.SOME_CASES_FAILED if failed else 0
 
 
-def _carried_out(plan: Plan, asked: Asked) -> list[Result]:
-    """Run or go on with the search on Ray."""
+def _carried_out(plan: Plan, drawn: Sequence[Trial], asked: Asked, auto: bool) -> tuple[Plan, list[Result]]:
+    """Run or go on with the search on Ray; where the precision is `auto`, the plan comes back with what it is."""
     # A signal is for the command, and relative paths are not those of Tune's folders.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_AIR_NEW_OUTPUT": "0"}
     with cluster.joined(asked.ray_address, asked.jobs, "use --by gradient"):
         try:
-            from surm_seg.asha import searched
+            from surm_seg.asha import searched, with_precision
         except ModuleNotFoundError as error:
             sentence = f"Ray Tune needs the package {error.name}: pip install 'surm-seg[cluster]'."
             raise BadConfig("cluster-extra", sentence) from error
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told by our own lines
+        plan = with_precision(plan) if auto else plan
         with TemporaryDirectory(prefix=".tune.", suffix=f".{os.getpid()}.part", dir=plan.output) as records:
-            return searched(plan, Path(records))
+            return plan, searched(plan, drawn, Path(records))
 
 
 def _write_training(asked: Asked, values: Mapping[str, Any], parsed: Parsed) -> None:

@@ -115,7 +115,7 @@ def of_trials(plan: Plan, results: Sequence[Result], train: Path) -> Found:
         panel = scatter("validation score", "trained parameters besides the head", named, others=others, stairs=True)
         pictures = {"picture.svg": page([[panel]])}
     given = (
-        f"{plan.trials} trials drawn with seed {plan.seed} from {', '.join(plan.families)}; roles among "
+        f"{len(results)} trials drawn with seed {plan.seed} from {', '.join(plan.families)}; roles among "
         f"{', '.join(plan.shapes)}; sizes {plan.sizes[0]:g} to {plan.sizes[1]:g} times rank 1; learning rates "
         f"{plan.rates[0]:g} to {plan.rates[1]:g}; surm-seg train {' '.join(plan.words)}."
     )

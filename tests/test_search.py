@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from test_sweep import words as sweep_words  # the fixture: options of a small C
 from test_train import FAST, data, source  # the fixtures: a small prepared data set
 
 from pipelines.glue import Config, create
-from surm_seg import cluster, search, train
+from surm_seg import cluster, search, structures, train
 from surm_seg.surm_config import SurmConfig
 from surm_seg.trials import Plan, Result, Trial, front
 
@@ -85,6 +86,8 @@ def test_segmentation_takes_what_was_found_too(data: Path, tmp_path: Path) -> No
         (["--structures", "round"], "choose among circulant"),
         (["--structures", ""], "--structures must name one"),
         (["--method", "lora"], "--method is what surm-seg search sets itself"),
+        (["--jobs", "0"], "--jobs be 1 or more"),
+        (["--seed", "-1"], "--seed -1 must not be negative"),
         (["--sizes", "2"], "--sizes 2 is not LEAST,MOST"),
         (["--learning_rates", "1,0.1"], "must be positive and not fall"),
         (["--budget", "3"], "the smallest has 16"),
@@ -108,6 +111,18 @@ def test_a_task_without_overrides_cannot_be_searched(tmp_path: Path, capsys: pyt
     assert "--task tasks.line has no --roles and --overrides" in capsys.readouterr().err
 
 
+def test_a_dry_run_writes_nothing_and_what_gives_no_score_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the generated patients, which would be prepared on first use."""
+    monkeypatch.chdir(tmp_path)
+    for by in ("gradient", "training"):
+        assert search.main(["--by", by, "--dry-run"]) == 0
+        assert "to be generated" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
+    assert search.main(["--by", "training", "--recipe", "samed"]) == 2
+    assert "--validate_on none leaves no score" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
 def test_an_address_without_a_cluster_is_said(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,15 +135,32 @@ def test_an_address_without_a_cluster_is_said(
 def plan(tmp_path: Path) -> Plan:
     shapes = {"q": [(16, 16)] * 2, "mlp_in": [(32, 16)] * 2}
     return Plan(
-        ("--task", "glue"), shapes, ("low_rank",), (0.5, 8), (1e-3, 1e-1), 4, 18, 2, 0, False, tmp_path, tmp_path
+        ("--task", "glue"), shapes, ("low_rank",), (0.5, 8), (1e-3, 1e-1), 4, 18, 2, 0, "cpu", tmp_path, tmp_path
     )
 
 
 def test_a_drawn_size_is_met_by_the_nearest_member(tmp_path: Path) -> None:
-    drawn = {"structure": "low_rank", "roles": "q+mlp_in", "size": 2.9, "learning_rate": 0.012345}
-    trial = plan(tmp_path).trial(drawn)
+    trial = plan(tmp_path).trial("low_rank", ("q", "mlp_in"), 2.9, 0.012345)
     assert trial == Trial("low_rank", {"rank": 3}, ("q", "mlp_in"), 0.0123, 3 * 2 * (32 + 48))
     assert plan(tmp_path).placements() == [("q",), ("mlp_in",), ("q", "mlp_in")]
+
+
+def test_trials_of_one_class_differ_by_less_than_a_factor_of_4_in_parameters(tmp_path: Path) -> None:
+    of_all = replace(plan(tmp_path), families=tuple(structures.names()), trials=300)
+    classes: dict[int, list[int]] = {}
+    for trial in of_all.drawn():
+        classes.setdefault(trial.size_class, []).append(trial.parameters)
+    assert len(classes) > 2 and all(max(sizes) < 4 * min(sizes) for sizes in classes.values())
+    assert all(min(classes[n + 1]) > max(classes[n]) for n in classes if n + 1 in classes)
+
+
+def test_no_trial_is_drawn_twice_and_more_of_them_begin_with_the_same(tmp_path: Path) -> None:
+    """At one learning rate, where draws collide, and at one size too, where there are but three to draw."""
+    one_rate = replace(plan(tmp_path), rates=(2e-3, 2e-3), trials=20)
+    folders = [one_rate.folder(trial) for trial in one_rate.drawn()]
+    assert len(set(folders)) == len(folders) == 20
+    assert [one_rate.folder(trial) for trial in replace(one_rate, trials=9).drawn()] == folders[:9]
+    assert len(replace(one_rate, sizes=(1, 1)).drawn()) == len(one_rate.placements()) == 3
 
 
 def test_the_front_is_what_no_other_beats() -> None:
@@ -140,7 +172,7 @@ def test_the_front_is_what_no_other_beats() -> None:
 def test_a_killed_search_goes_on_and_what_fails_stops_no_other(words: list[str], tmp_path: Path) -> None:
     """Learning rates up to 1e38: some trials overflow. Each training is its own folder, so that nothing is repeated."""
     output = tmp_path / "search"
-    asked = ["--by", "training", "--trials", "8", "--learning_rates", "1e-3,1e38", "--jobs", "1", "--seed", "1"]
+    asked = ["--by", "training", "--trials", "8", "--learning_rates", "1e-3,1e38", "--jobs", "1", "--seed", "7"]
     asked += ["--structures", "circulant,low_rank", "--output", str(output)]
     command = [sys.executable, "-m", "surm_seg.search", *words, "--steps", "9", *asked]
     scratch = tempfile.mkdtemp(prefix="ray-")  # a short path, for Ray's sockets
@@ -189,3 +221,57 @@ def test_a_model_is_searched_without_a_network(tmp_path: Path) -> None:
     small = ["--task", "glue", "--model", str(model), "--batch_size", "4", "--workers", "0", "--device", "cpu"]
     output = ["--batches", "1", "--output", str(tmp_path / "search"), "--quiet"]
     assert search.main([*small, *output, "--structures", "toeplitz"]) == 0
+
+
+RANKED = [
+    "--task", "tasks.ranked", "--by", "training", "--jobs", "1", "--trials", "6", "--steps", "9", "--sizes", "1,4",
+    "--device", "cpu", "--batch_size", "2", "--workers", "0",
+]  # fmt: skip
+TWO = ["--structures", "circulant,low_rank", "--roles", '["q"]']
+
+
+def searched(output: Path, *more: str) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status of a search among circulant and low_rank of a known rank, and the trials of its table."""
+    scratch = tempfile.mkdtemp(prefix="ray-")
+    command = [sys.executable, "-m", "surm_seg.search", *RANKED, *TWO, *more, "--output", str(output)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": scratch, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    shutil.rmtree(scratch)
+    assert (output / "table.json").exists(), done.stderr
+    return done.returncode, json.loads((output / "table.json").read_text())["trials"]
+
+
+def by_structure(found: list[dict[str, Any]]) -> dict[str, set[tuple[str, float | None]]]:
+    return {
+        name: {(one["outcome"], one["score"]) for one in found if one["trial"]["structure"] == name}
+        for name in ("circulant", "low_rank")
+    }
+
+
+def test_what_lags_behind_is_stopped(tmp_path: Path) -> None:
+    """One at a time, so that what came before a trial, of like size, is what it is compared with."""
+    status, found = searched(tmp_path / "search")
+    assert status == 0 and len(found) == 6
+    better: set[int] = set()
+    for one in found:
+        size_class = (one["trial"]["parameters"].bit_length() - 1) // 2
+        lags = one["trial"]["structure"] == "low_rank" and size_class in better
+        assert (one["outcome"], one["steps"]) == (("stopped", 1) if lags else ("finished", 9))
+        if one["trial"]["structure"] == "circulant":
+            better.add(size_class)
+    assert {one["outcome"] for one in found} == {"stopped", "finished"}
+
+
+@pytest.mark.parametrize(("others", "outcome"), [("nan", "finished"), ("none", "failed")])
+def test_what_is_no_score_is_on_no_front(others: str, outcome: str, tmp_path: Path) -> None:
+    status, found = searched(tmp_path / "search", "--others", others)
+    assert status == (0 if outcome == "finished" else 5)
+    assert by_structure(found) == {"circulant": {("finished", 1.0)}, "low_rank": {(outcome, None)}}
+    assert all(one["trial"]["structure"] == "circulant" for one in found if one["front"])
+
+
+def test_a_killed_trial_stops_no_other(tmp_path: Path) -> None:
+    status, found = searched(tmp_path / "search", "--others", "killed")
+    assert status == 5
+    assert by_structure(found) == {"circulant": {("finished", 1.0)}, "low_rank": {("failed", None)}}
+    assert all("[trial-killed]" in one["why"] for one in found if one["outcome"] == "failed")
