@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from surm_seg import cli
 from surm_seg.errors import BadConfig, BadInput
-from surm_seg.lock import sweep
+from surm_seg.lock import held, sweep
 from surm_seg.pool import Engine, Outcome, attempt
 
 MAX_RETRIES = 3  # of one item: after that many lost machines, it may be the item that brings them down
@@ -98,7 +99,7 @@ def _connect(address: str | None, workers: int | None, otherwise: str, ending: E
     if address is None:
         # The only way to keep Ray's servers to loopback; it has no effect where Ray was imported before.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        scratch = ending.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+        scratch = ending.enter_context(_scratch())
         where: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": STORE_BYTES}
         where |= {"address": "local", "_temp_dir": scratch, "_node_ip_address": "127.0.0.1"}
     else:
@@ -122,6 +123,16 @@ def _connect(address: str | None, workers: int | None, otherwise: str, ending: E
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminated)  # Ray takes it, and would exit with another status
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """A temporary folder for Ray's own files; those of commands that were killed are removed."""
+    for lock in Path(tempfile.gettempdir()).glob("ray-*/.lock"):
+        with suppress(BadInput, OSError), held(lock.parent, "used"):
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, held(Path(folder), "used"):
+        yield folder
 
 
 def _reach(address: str) -> None:

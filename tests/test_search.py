@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -23,7 +24,9 @@ from test_sweep import words as sweep_words  # the fixture: options of a small C
 from test_train import FAST, data, source  # the fixtures: a small prepared data set
 
 from pipelines.glue import Config, create
-from surm_seg import cluster, search, structures, train
+from surm_seg import cluster, search, structures, train, trials
+from surm_seg.errors import BadInput
+from surm_seg.lock import held
 from surm_seg.surm_config import SurmConfig
 from surm_seg.trials import Plan, Result, Trial, front
 
@@ -163,6 +166,23 @@ def test_no_trial_is_drawn_twice_and_more_of_them_begin_with_the_same(tmp_path: 
     assert len(replace(one_rate, sizes=(1, 1)).drawn()) == len(one_rate.placements()) == 3
 
 
+def test_a_trial_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
+    (trial, *_) = plan(tmp_path).drawn()
+    folder = plan(tmp_path).folder(trial)
+    with held(folder, "trained"):
+        with pytest.raises(BadInput, match="is being trained by process"):
+            trials.run(plan(tmp_path), trial, print)
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_precision_that_was_settled_stays(tmp_path: Path) -> None:
+    """Ray, which would measure, is not there."""
+    asha = importlib.import_module("surm_seg.asha")
+    for known in ("float32", "bfloat16"):
+        (tmp_path / "precision.json").write_text(json.dumps({"--task glue": known}))
+        assert asha.with_precision(plan(tmp_path)).words == ("--task", "glue", "--precision", known)
+
+
 def test_the_front_is_what_no_other_beats() -> None:
     points = [(10, 0.5), (20, 0.4), (20, 0.7), (30, 0.7), (40, 0.9), (5, None)]
     results = [Result(Trial("low_rank", {}, ("q",), 0.1, n), score, 1, "finished") for n, score in points]
@@ -187,6 +207,8 @@ def test_a_killed_search_goes_on_and_what_fails_stops_no_other(words: list[str],
     killed.wait()
     assert children and psutil.wait_procs(children, timeout=60)[1] == [], "Ray, or a trial, outlived the search"
 
+    left = list(Path(scratch).glob("ray-*"))
+
     def ended() -> dict[str, tuple[str, int]]:
         folders = [path.parent for path in output.glob("trials/*/outcome.json")]
         said = {folder.name: json.loads((folder / "outcome.json").read_text())["outcome"] for folder in folders}
@@ -206,6 +228,7 @@ def test_a_killed_search_goes_on_and_what_fails_stops_no_other(words: list[str],
     assert all(("loss-not-finite" in one["why"]) == (one["outcome"] == "failed") for one in found)
     assert again.stderr.count("failed [loss-not-finite]") == outcomes.count("failed")
     assert not list(output.glob(".tune*")), "Tune's own records are removed"
+    assert left and not any(folder.exists() for folder in left), "and what Ray of the killed search left"
     scored = [one for one in found if one["score"] is not None]
     best = max(scored, key=lambda one: (one["score"], -one["trial"]["parameters"]))
     settings = yaml.safe_load((output / "train.yaml").read_text())
