@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import socket
@@ -21,9 +20,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from surm_seg import cli, cluster, trials
 from surm_seg.errors import BadInput, SurmError
-from surm_seg.precision import fast_precision
+from surm_seg.precision import fast_precision, kept_precision
 from surm_seg.trials import FAILED, FINISHED, REDUCTION, STOPPED, Plan, Result, Trial
-from surm_seg.volume import replacing
 
 NUMBER = "number"
 """All that Tune knows of a trial: its place among those drawn."""
@@ -43,21 +41,16 @@ def searched(plan: Plan, drawn: Sequence[Trial], records: Path) -> list[Result]:
 
 
 def with_precision(plan: Plan) -> Plan:
-    """The plan with the precision that is fast where its trials run.
+    """The plan with the precision that is fast where its trials run, once for all of them."""
 
-    It is measured once and kept in OUTPUT: trials are compared, and a search that goes on is the same search.
-    """
-    path, key = plan.output / "precision.json", " ".join(plan.words)
-    known: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
-    if key not in known:
-        measure = ray.remote(num_cpus=1, num_gpus=_gpus(plan))(_precision)
+    def measure() -> str:
+        measured = ray.remote(num_cpus=1, num_gpus=_gpus(plan))(_precision)
         try:
-            known[key] = ray.get(measure.remote(plan.device))
+            return ray.get(measured.remote(plan.device))
         except RayTaskError as error:
             raise cluster.cause(error) from error
-        with replacing(path) as file:
-            file.write(json.dumps(known).encode())
-    return replace(plan, words=(*plan.words, "--precision", known[key]))
+
+    return replace(plan, words=(*plan.words, "--precision", kept_precision(plan.output, plan.words, measure)))
 
 
 def _precision(device: str) -> str:

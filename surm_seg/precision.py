@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
+
+from surm_seg.volume import replacing
 
 PRODUCTS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 """Layers that autocast computes in the lower precision, whatever they are stored in."""
@@ -24,6 +29,20 @@ def fast_precision(device: torch.device) -> Literal["float32", "bfloat16"]:
             times.append(time.perf_counter() - start)
         seconds[dtype] = min(times)
     return "bfloat16" if seconds[torch.float32] > 1.5 * seconds[torch.bfloat16] else "float32"
+
+
+def kept_precision(folder: Path, words: Sequence[str], measure: Callable[[], str]) -> str:
+    """What a measurement said for runs with these options when it was first asked for in this folder.
+
+    Runs in a folder are compared, and a second measurement could say otherwise; FOLDER/precision.json has the first.
+    """
+    path, key = folder / "precision.json", " ".join(words)
+    known: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
+    if key not in known:
+        known[key] = measure()
+        with replacing(path) as file:
+            file.write(json.dumps(known).encode())
+    return known[key]
 
 
 def store_frozen(model: nn.Module, dtype: torch.dtype) -> None:

@@ -8,19 +8,22 @@ Each method's learning rate is chosen on the validation set with the first seed,
 best of these is an edge; the test set is then read at the winner, over all seeds. Options that are not the sweep's own
 are those of `surm-seg train`.
 
-OUTPUT/cells       the runs; a finished one is not repeated, so that a sweep that was cut goes on
-      /table.md    what they come to, and table.json with every figure
-      /picture.svg quality against trained parameters
+OUTPUT/cells           the runs; a finished one is not repeated, so that a sweep that was cut goes on
+      /table.md        what they come to, and table.json with every figure
+      /picture.svg     quality against trained parameters
+      /precision.json  what --precision auto came to, with the first of the runs
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 
 from pipelines.selection import Comparison, Selected, selected
 from pipelines.studies.picture import page, scatter
@@ -30,6 +33,7 @@ from surm_seg.cells import quiet_failure
 from surm_seg.errors import BadConfig, BadInput, SurmError
 from surm_seg.lock import held
 from surm_seg.output_folder import check_writable, writing
+from surm_seg.precision import fast_precision, kept_precision
 
 METHODS = (
     "circulant", "toeplitz", "kronecker", "monarch", "circulant_adapter", "houlsby", "lora", "dora", "c3a", "bitfit",
@@ -57,6 +61,7 @@ def _main(arguments: list[str]) -> int:
     if dry_run:
         return 0
     with writing(output), held(output, "swept"):
+        sweep = replace(sweep, words=_settled(sweep.words, output))
         results, failed = selected(sweep, train.main)
         write(output, ["surm-seg", "sweep", *arguments], _found(sweep, results, failed))
     return (cli.SOME_CASES_FAILED if results else BadInput.exit_status) if failed else 0
@@ -90,6 +95,15 @@ def _asked(arguments: list[str]) -> tuple[Comparison, Path, bool]:
         own.output,
         own.dry_run,
     )
+
+
+def _settled(words: Sequence[str], output: Path) -> Sequence[str]:
+    """The words with the precision that --precision auto comes to, once for all runs."""
+    _, config, engine, _ = train.parsed(words)
+    if engine.precision != "auto":
+        return words
+    device = torch.device(cli.device_named(config.device))
+    return [*words, "--precision", kept_precision(output, words, lambda: fast_precision(device))]
 
 
 def _check(sweep: Comparison, output: Path) -> None:

@@ -11,7 +11,6 @@ go on, from their checkpoints. All machines of a cluster share OUTPUT and have t
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -25,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from surm_seg import cli, structures, train
+from surm_seg.cells import digest
 from surm_seg.engine import fit
 from surm_seg.errors import BadConfig, SurmError
 from surm_seg.lock import held
@@ -131,9 +131,9 @@ class Plan:
         return Trial(structure, options, roles, float(f"{rate:.3g}"), parameters)
 
     def folder(self, trial: Trial) -> Path:
-        key = hashlib.sha256(json.dumps([self.words, trial.words, self.steps, self.rung]).encode()).hexdigest()
+        key = digest([*self.words, *trial.words], str(self.steps), str(self.rung))
         name = f"{trial.structure}-{trial.parameters}-{'+'.join(trial.roles)}-{trial.rate:g}"
-        return self.output / "trials" / f"{name}-{key[:8]}"
+        return self.output / "trials" / f"{name}-{key}"
 
 
 @lru_cache

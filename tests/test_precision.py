@@ -1,5 +1,6 @@
 """Keeping frozen weights in the format they are computed in changes no result."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from pipelines.loss import DiceCE
 from pipelines.recipes import Config, adapted, base_model
 from surm_seg import backbones
-from surm_seg.precision import store_frozen
+from surm_seg.precision import kept_precision, store_frozen
 
 
 @pytest.mark.parametrize("decoder", ["full", "structured", "frozen"])
@@ -32,3 +33,9 @@ def test_frozen_weights_kept_in_bfloat16_change_no_bit_of_loss_and_gradient(deco
     store_frozen(model, torch.bfloat16)
     assert sum(p.numel() * p.element_size() for p in model.parameters()) < 0.9 * bytes_before
     assert all(torch.equal(a, b) for a, b in zip(before, measured(), strict=True))
+
+
+def test_runs_that_are_compared_keep_the_precision_of_the_first(tmp_path: Path) -> None:
+    said = iter(("bfloat16", "float32", "float32"))
+    kept = [kept_precision(tmp_path, words, lambda: next(said)) for words in (["--name", "a"], ["--name", "a"], ["b"])]
+    assert kept == ["bfloat16", "bfloat16", "float32"]
