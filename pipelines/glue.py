@@ -35,8 +35,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "workers": 0,
     }
 }
-"""Published: AdamW, warm-up 0.06, linear decay, length 128; batch 64. The rate is one that encoders of usual width learn
-at; structures in narrow ones, such as tiny, want more, and `surm-seg sweep` finds it."""
+"""Published: AdamW, warm-up 0.06, linear decay, length 128; batch 64. The rate is one that encoders of usual width
+learn at; structures in narrow ones, such as tiny, want more, and `surm-seg sweep` finds it."""
 
 AGREEMENT = "agreement"
 KEPT = 100_000
