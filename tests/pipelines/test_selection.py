@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.selection import SEED, Comparison, selected
+from surm_seg.errors import BadInput
 
 
 def pretend(words: Sequence[str]) -> int:
@@ -25,7 +26,9 @@ def pretend(words: Sequence[str]) -> int:
         score = {"skill": nan}
     summary = {"score": "skill", "validation": score, "metrics": score}
     (run / "scores" / "summary.json").write_text(json.dumps(summary))
-    (run / "run.json").write_text(json.dumps({"parameters": {"method": 1}, "method_options": {"words": list(words)}}))
+    record = {"parameters": {"method": 1}, "method_options": {"words": list(words)}}
+    record |= {"data_sha256": given.get("--data", "d"), "base_sha256": "b"}
+    (run / "run.json").write_text(json.dumps(record))
     return 0
 
 
@@ -76,3 +79,9 @@ def test_an_arm_may_have_options_for_each_seed(tmp_path: Path) -> None:
         for run in found["arm"].runs.values()
     ]
     assert ["seed-0.yaml" in words[0], "seed-1.yaml" in words[1]] == [True, True]
+
+
+def test_runs_on_other_data_are_not_compared(tmp_path: Path) -> None:
+    arms = {"one": ("--best", "1", "--data", "x"), "other": ("--best", "1", "--data", "y")}
+    with pytest.raises(BadInput, match="runs whose data differ, such as one-"):
+        selected(Comparison(arms, (1e-3,), 1, 1, tmp_path, (), 0), pretend)
