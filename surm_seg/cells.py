@@ -72,7 +72,7 @@ def digest(words: Sequence[str], *others: str) -> str:
     """Eight digits that tell trainings apart: by their options, by what is in a file of options, and by others."""
     files = [file for word, file in pairwise(words) if word == "--config"]
     files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    texts = [Path(file).read_text() for file in files if Path(file).is_file()]
+    texts = [Path(file).read_text(errors="replace") for file in files if Path(file).is_file()]
     return hashlib.sha256(json.dumps([words, texts, others]).encode()).hexdigest()[:8]
 
 

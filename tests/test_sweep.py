@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,7 @@ def test_a_cell_that_fails_is_recorded_and_stops_no_other(
         (["--methods", ""], "--methods must name one"),
         (["--beyond", "-1"], "--beyond not negative"),
         (["--name", "colla"], "--name colla is no task of GLUE"),
+        (["--config", sys.executable], "cannot be read as YAML"),
     ],
 )
 def test_what_cannot_be_swept_is_said_before_anything_is_run(
